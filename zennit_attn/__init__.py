@@ -1,0 +1,1 @@
+'''Layer-wise relevance propagation with Zennit for any attention code.'''

@@ -1,0 +1,270 @@
+'''Canonizers: how a model becomes explainable.'''
+import threading
+import weakref
+
+import torch
+from torch.nn import Module, ModuleDict, ModuleList, ParameterDict, ParameterList, Sequential
+from zennit.canonizers import Canonizer
+from zennit.core import Hook
+
+from .engine import Engine, zennit_hooks
+from .errors import ContextError, UnsupportedModule
+from .layers import OPERATOR_MODULES, OperatorModule, softmax_type
+
+_CONTAINERS = (Sequential, ModuleList, ModuleDict, ParameterList, ParameterDict)
+_SOFTMAX = (torch.nn.Softmax, torch.nn.Softmin, torch.nn.Softmax2d, torch.nn.LogSoftmax)
+_OPEN = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+def engine_of(module):
+    '''Return the engine of the context that is open on a module, or None.'''
+    with _LOCK:
+        return _OPEN.get(module)
+
+
+class AttentionCanonizer(Canonizer):
+    '''Make any attention code explainable: the only canonizer of this package that a user needs.
+
+    While it is applied, every torch function called below the model's forward is routed through a rule: einsum, matmul,
+    softmax, rearrange, ``+`` and all others, in whatever module, helper function or library they are called. Modules whose
+    own code may run operators get operator modules as children (:py:mod:`zennit_attn.layers`), so that a composite can give
+    operators other rules by type or name. Parameters are frozen. :py:meth:`remove` restores the model exactly.
+
+    Parameters
+    ----------
+    unknown: {'raise', 'gradient'}, optional
+        What to do when a tensor that carries relevance meets a function that the table of operators does not know, or comes
+        from code that cannot be seen: refuse with an error that names it, or accept the plain gradient.
+    stabilizer: callable or float, optional
+        Stabilization ``eps`` where relevance turns into relevance per unit, ``g = R / (x + eps sign(x))``: before a
+        module with a Zennit rule and at the model's output. If a float, it is added with the sign of each entry. See
+        :py:class:`zennit.core.Stabilizer`.
+    '''
+    def __init__(self, unknown='raise', stabilizer=1e-9):
+        super().__init__()
+        if unknown not in ('raise', 'gradient'):
+            raise ValueError(f"unknown must be 'raise' or 'gradient', got {unknown!r}")
+        self.unknown = unknown
+        self.stabilizer = stabilizer
+        self.root = None
+        self.engine = None
+        self._undo = []
+
+    def apply(self, root_module):
+        '''Apply the canonizer to a model.
+
+        Parameters
+        ----------
+        root_module: :py:class:`torch.nn.Module`
+            The model whose forward is to be explained.
+
+        Returns
+        -------
+        list of :py:class:`AttentionCanonizer`
+            The one applied instance.
+
+        Raises
+        ------
+        ContextError
+            If a context is already open on the model or a part of it.
+        UnsupportedModule
+            If the model has parts whose code cannot be seen (TorchScript, compiled). All of them are named.
+        '''
+        instance = self.copy()
+        instance.register(root_module)
+        return [instance]
+
+    def copy(self):
+        '''Return a copy of this canonizer, with its arguments.'''
+        return type(self)(unknown=self.unknown, stabilizer=self.stabilizer)
+
+    def register(self, root_module):
+        '''Check the model, then change it; whatever fails, nothing is left behind.
+
+        Parameters
+        ----------
+        root_module: :py:class:`torch.nn.Module`
+        '''
+        _check_visible(root_module)
+        self.engine = Engine(root_module, stabilizer=self.stabilizer, unknown=self.unknown)
+        self._claim(root_module)
+        try:
+            self._freeze(root_module)
+            self._insert_operators(root_module)
+            self._replace_softmax(root_module)
+            self._wrap_forward(root_module)
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self):
+        '''Restore the model exactly.'''
+        while self._undo:
+            self._undo.pop()()
+        self.engine = None
+
+    def _claim(self, root_module):
+        modules = list(root_module.modules())
+        with _LOCK:
+            taken = [name for name, module in root_module.named_modules() if module in _OPEN]
+            if taken:
+                raise ContextError(
+                    f'a context is already open on {type(root_module).__name__} (module {taken[0]!r}), in this thread or '
+                    'another; leave it, or call remove() on its composite, before opening a second one'
+                )
+            _OPEN.update(dict.fromkeys(modules, self.engine))
+
+        def release():
+            with _LOCK:
+                for module in modules:
+                    _OPEN.pop(module, None)
+        self._undo.append(release)
+
+    def _freeze(self, root_module):
+        # Zennit 1.0 replaces Parameter objects while a rule runs, so the objects themselves are put back too.
+        state = [(module, name, parameter, parameter.requires_grad)
+                 for module in root_module.modules() for name, parameter in module._parameters.items()
+                 if parameter is not None]
+
+        def restore():
+            for module, name, parameter, requires_grad in state:
+                current = module._parameters.get(name)
+                if current is not None and current.data_ptr() == parameter.data_ptr():
+                    module._parameters[name] = parameter
+                parameter.requires_grad_(requires_grad)
+        self._undo.append(restore)
+        for _, _, parameter, _ in state:
+            parameter.requires_grad_(False)
+
+    def _insert_operators(self, root_module):
+        for module in list(root_module.modules()):
+            if not _runs_operators(module):
+                continue
+            for kind, operator_type in OPERATOR_MODULES.items():
+                self._insert(module, f'canonizer_{kind.value}', operator_type())
+
+    def _insert(self, module, name, operator_module):
+        if hasattr(module, name):
+            raise UnsupportedModule(f'{type(module).__name__} already has an attribute {name!r}; rename it')
+        operator_module.train(module.training)
+        module._modules[name] = operator_module
+        self._undo.append(lambda: module._modules.pop(name, None))
+
+    def _replace_softmax(self, root_module):
+        for module in list(root_module.modules()):
+            if type(module) in _SOFTMAX:
+                self._undo.append(lambda module=module, cls=type(module): setattr(module, '__class__', cls))
+                module.__class__ = softmax_type(type(module))
+
+    def _wrap_forward(self, root_module):
+        engine = self.engine
+        installed = _Installed(engine)
+        self._undo.append(installed.remove)
+        function = _replace_forward(root_module, self._undo)
+
+        def forward(*args, **kwargs):
+            if engine.running or not torch.is_grad_enabled():
+                return function(*args, **kwargs)
+            installed.update()
+            return engine.run(function, args, kwargs)
+        root_module.__dict__['forward'] = forward
+
+
+class _Installed:
+    '''The modules with a Zennit rule, whose calls the engine takes over.
+
+    Zennit keeps the state of a rule per module. Inside the engine's forward its hooks stand back, and each call runs
+    through a copy of the rule.
+    '''
+    def __init__(self, engine):
+        self.engine = engine
+        self.undo = []
+        self.seen = set()
+
+    def update(self):
+        '''Take over modules that were given a rule since the last forward.'''
+        for module in self.engine.root.modules():
+            hooks = zennit_hooks(module)
+            if hooks and id(module) not in self.seen:
+                self.seen.add(id(module))
+                self._stand_back(module)
+                if not isinstance(module, OperatorModule):
+                    self._take_over(module, hooks)
+
+    def _stand_back(self, module):
+        for registry in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in registry.items():
+                if zennit_hook(hook) is not None:
+                    registry[key] = _standing_back(self.engine, hook)
+                    self.undo.append(lambda registry=registry, key=key, hook=hook: key in registry
+                                     and registry.__setitem__(key, hook))
+
+    def _take_over(self, module, hooks):
+        engine = self.engine
+        function = _replace_forward(module, self.undo)
+
+        def forward(*args, **kwargs):
+            if not engine.running or not torch._C._is_torch_function_enabled() or not torch.is_grad_enabled():
+                return function(*args, **kwargs)
+            with torch._C.DisableTorchFunction():
+                return engine.call_ruled(module, hooks, function, args, kwargs)
+        module.__dict__['forward'] = forward
+
+    def remove(self):
+        '''Give the modules back to Zennit.'''
+        while self.undo:
+            self.undo.pop()()
+
+
+def zennit_hook(hook):
+    '''Return the Zennit rule that a registered hook belongs to, or None.'''
+    owner = getattr(hook, '__self__', None)
+    return owner if isinstance(owner, Hook) else None
+
+
+def _standing_back(engine, hook):
+    def wrapper(*args):
+        return None if engine.running else hook(*args)
+    wrapper.zennit_hook = hook.__self__
+    return wrapper
+
+
+def _replace_forward(module, undo):
+    '''Return a module's forward, and remember to restore what its instance had.'''
+    had = 'forward' in module.__dict__
+    function = module.forward
+
+    def restore():
+        if had:
+            module.__dict__['forward'] = function
+        else:
+            module.__dict__.pop('forward', None)
+    undo.append(restore)
+    return function
+
+
+def _runs_operators(module):
+    '''Whether a module's own code may run operators, and it can be given children.'''
+    cls = type(module)
+    if isinstance(module, (*_CONTAINERS, OperatorModule)) or cls.forward is Module.forward:
+        return False
+    code = getattr(cls.forward, '__code__', None)
+    # Code that walks over its own children must not meet ours.
+    if code is not None and {'children', 'named_children', 'modules', 'named_modules', '_modules'} & set(code.co_names):
+        return False
+    if cls.__module__.startswith('torch.nn.modules.'):
+        return bool(module._modules)
+    return not cls.__module__.startswith('einops.')
+
+
+def _check_visible(root_module):
+    problems = []
+    for name, module in root_module.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            problems.append(f'module {name!r} is TorchScript, whose code cannot be seen: use the module it was made from')
+        elif type(module).__name__ == 'OptimizedModule' or getattr(module, '_compiled_call_impl', None) is not None:
+            problems.append(f'module {name!r} is compiled, so its code cannot be seen: explain the original module '
+                            '(model._orig_mod for torch.compile)')
+    if problems:
+        raise UnsupportedModule('\n'.join(problems))

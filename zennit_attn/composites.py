@@ -1,0 +1,120 @@
+'''Composites: which rule goes where in models with attention.'''
+import re
+
+import torch
+from zennit.composites import LayerMapComposite, register_composite
+from zennit.rules import Gamma
+from zennit.types import Convolution
+
+from .canonizers import AttentionCanonizer
+from .layers import Attention, Softmax
+from .rules import TaylorSoftmax
+
+
+#: Names of modules, or of their classes, inside which linear layers are attention projections.
+_ATTENTION_NAME = re.compile(r'att(n|ention)|\bmsa\b', re.IGNORECASE)
+
+
+class AttentionComposite(LayerMapComposite):
+    '''Base class: LRP-0 everywhere through :py:class:`~zennit_attn.canonizers.AttentionCanonizer`, plus gammas.
+
+    Parameters
+    ----------
+    linear_gamma: float, optional
+        If given, :py:class:`~zennit.rules.Gamma` for :py:class:`torch.nn.Linear` outside of attention. Linear layers
+        inside a module whose name or class says attention (``attn``, ``attention``) follow LRP-0 always.
+    conv_gamma: float, optional
+        If given, :py:class:`~zennit.rules.Gamma` for convolutions.
+    stabilizer: callable or float, optional
+        Stabilization of all denominators. If a float, it is added with the sign of each entry.
+    layer_map: list[tuple[tuple[torch.nn.Module, ...], Hook]], optional
+        A mapping as a list of tuples, with a tuple of applicable module types and a Hook. Prepended to that of the
+        composite, so it wins.
+    zero_params: list[str], optional
+        A list of parameter names that shall be set to zero by the Gamma rules.
+    canonizers: list[:py:class:`zennit.canonizers.Canonizer`], optional
+        List of canonizer instances to be applied before applying hooks. Default is
+        ``[AttentionCanonizer(stabilizer=stabilizer)]``.
+    '''
+    #: Rules of the composite for operator modules.
+    operator_map = ()
+
+    def __init__(self, linear_gamma=None, conv_gamma=None, stabilizer=1e-9, layer_map=None, zero_params=None,
+                 canonizers=None):
+        canonizers = [AttentionCanonizer(stabilizer=stabilizer)] if canonizers is None else canonizers
+        super().__init__(layer_map=[*(layer_map or []), *self.operator_map], canonizers=canonizers)
+        gammas = ((Convolution, conv_gamma), (torch.nn.Linear, linear_gamma))
+        self.gamma_map = [(types, Gamma(gamma=gamma, stabilizer=stabilizer, zero_params=zero_params))
+                          for types, gamma in gammas if gamma is not None]
+
+    def mapping(self, ctx, name, module):
+        '''Get the rule of a module: that of the layer map, else a gamma rule outside of attention.
+
+        Parameters
+        ----------
+        ctx: dict
+            A context dictionary to keep track of modules inside attention.
+        name: str
+            Name of the module.
+        module: :py:class:`torch.nn.Module`
+            Instance of the module to find a rule for.
+
+        Returns
+        -------
+        :py:class:`~zennit.core.Hook` or None
+        '''
+        inside = ctx.setdefault('attention', set())
+        parent = name.rpartition('.')[0]
+        if (name and parent in inside) or _ATTENTION_NAME.search(f'{name.rpartition(".")[2]} {type(module).__name__}'):
+            inside.add(name)
+        hook = super().mapping(ctx, name, module)
+        if hook is None and not (name in inside and isinstance(module, torch.nn.Linear)):
+            hook = next((hook for types, hook in self.gamma_map if isinstance(module, types)), None)
+        return hook
+
+    def register(self, module):
+        '''Apply the canonizers and register the rules; if anything fails, remove all that was registered.
+
+        Parameters
+        ----------
+        module: :py:class:`torch.nn.Module`
+            The model.
+        '''
+        try:
+            super().register(module)
+        except BaseException:
+            self.remove()
+            raise
+
+
+@register_composite('cp_lrp')
+class CPLRP(AttentionComposite):
+    __doc__ = '''Conservative propagation: every gate is a constant, the rest LRP-0. Its ledger closes.
+
+    Attention maps, normalizations' deviations and other gates are viewed as constants (A. Ali et al., "XAI for
+    transformers: better explanations through conservative propagation," ICML 2022).
+    ''' + AttentionComposite.__doc__.partition('gammas.')[2]
+
+
+@register_composite('attn_lrp')
+class AttnLRP(AttentionComposite):
+    __doc__ = '''AttnLRP: the softmax follows its Taylor expansion, so queries and keys receive relevance too.
+
+    The hidden bias of the expansion absorbs relevance, which the ledger shows as a sink. Products share evenly (R. Achtibat et
+    al., "AttnLRP: attention-aware layer-wise relevance propagation for transformers," ICML 2024).
+    ''' + AttentionComposite.__doc__.partition('gammas.')[2]
+    operator_map = (((Softmax, Attention), TaylorSoftmax()),)
+
+
+@register_composite('cp_lrp_gamma')
+class CPLRPGamma(CPLRP):
+    '''CP-LRP with the gammas of AttnLRP's paper for vision transformers: convolutions 0.25, linear layers 0.05.'''
+    def __init__(self, linear_gamma=.05, conv_gamma=.25, **kwargs):
+        super().__init__(linear_gamma=linear_gamma, conv_gamma=conv_gamma, **kwargs)
+
+
+@register_composite('attn_lrp_gamma')
+class AttnLRPGamma(AttnLRP):
+    '''AttnLRP with the gammas of its paper for vision transformers: convolutions 0.25, linear layers 0.05.'''
+    def __init__(self, linear_gamma=.05, conv_gamma=.25, **kwargs):
+        super().__init__(linear_gamma=linear_gamma, conv_gamma=conv_gamma, **kwargs)

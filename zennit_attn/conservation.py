@@ -1,0 +1,415 @@
+'''The ledger: where every unit of relevance went, measured.
+
+For every sample, ``R_output = R_input + sum over sinks + unaccounted``. Each term on the right is measured on its own (a sink
+by its own formula, such as ``sum(c * g)`` for a constant `c` that was added), so that `unaccounted` is a check: it is zero
+only if every operator followed a rule that conserves.
+'''
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from .canonizers import engine_of
+from .engine import zennit_hooks
+from .errors import NoRelevance
+from .operators import AFFINE, FACTORS, Kind
+from .propagation import substitute, tensors_in
+
+_DEFAULT_RULES = {
+    Kind.REARRANGE: 'gradient', Kind.SELECT: 'gradient', Kind.ADD: 'LRPZero', Kind.LINEAR: 'LRPZero',
+    Kind.EINSUM: 'LRPZero', Kind.MULTIPLY: 'LRPZero', Kind.SOFTMAX: 'Constant', Kind.ATTENTION: 'Constant',
+    Kind.GATE: 'Constant', Kind.ACTIVATION: 'Identity', Kind.NORMALIZATION: 'ConstantDeviation', Kind.COMPOSED: 'composed',
+}
+_CLAMPS = frozenset('clamp clamp_max clamp_min clip fmax fmin maximum minimum nan_to_num'.split())
+
+
+class SinkKey(NamedTuple):
+    '''What identifies a sink.'''
+    module: str
+    operator: str
+    kind: str
+    name: str
+
+
+@dataclass
+class Sink:
+    '''Relevance that left on the way.
+
+    Attributes
+    ----------
+    module: str
+        Dotted name of the module whose code ran.
+    operator: str
+        The function, or the rule of the module.
+    kind: {'bias', 'parameter', 'buffer', 'constant', 'stabilizer', 'rule', 'taylor'}
+        What absorbed it.
+    name: str
+        The parameter's name, or a word for the constant.
+    relevance: :py:class:`torch.Tensor`
+        Of shape [batch].
+    '''
+    module: str
+    operator: str
+    kind: str
+    name: str
+    relevance: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Operation:
+    '''An operator that ran: the module whose code called it, its type, function, details, rule and number of calls.'''
+    module: str
+    type: str
+    function: str
+    detail: str
+    rule: str
+    calls: int = field(default=1, compare=False)
+
+
+@dataclass
+class Audit:
+    '''The ledger of one explanation.
+
+    Attributes
+    ----------
+    output: :py:class:`torch.Tensor`
+        Relevance that entered at the output, of shape [batch].
+    input: :py:class:`torch.Tensor`
+        Relevance found at the input, of shape [batch].
+    sinks: list of :py:class:`Sink`
+        Relevance that left on the way, largest first.
+    operators: list of :py:class:`Operation`
+        Which operators ran where, with which rule, in the order of their first call.
+    '''
+    output: torch.Tensor
+    input: torch.Tensor
+    sinks: list
+    operators: list
+
+    @property
+    def unaccounted(self):
+        ''':py:class:`torch.Tensor` of shape [batch]: what is left of the output's relevance after input and sinks.'''
+        return self.output - self.input - sum(sink.relevance for sink in self.sinks)
+
+    def __str__(self):
+        rows = [('', 'output', '', self.output), ('', 'input', '', self.input)]
+        rows += [(sink.module, sink.operator, f'{sink.kind}: {sink.name}' if sink.name else sink.kind, sink.relevance)
+                 for sink in self.sinks]
+        header = ('module', 'operator', 'sink', *_sample_names(self.output))
+        lines = [(*row[:3], *_samples(row[3])) for row in rows]
+        last = ('', 'unaccounted', '', *_samples(self.unaccounted))
+        return _table(header, [*lines, last])
+
+    def operator_table(self):
+        '''Return a table of the operators that ran: what was rewritten into what.
+
+        Returns
+        -------
+        str
+        '''
+        return _table(('module', 'type', 'function', 'detail', 'rule', 'calls'), [
+            (row.module, row.type, row.function, row.detail, row.rule, str(row.calls)) for row in self.operators])
+
+
+def audit(model, composite, input, attr_output=None):
+    '''Explain a model and measure where all relevance went.
+
+    Parameters
+    ----------
+    model: :py:class:`torch.nn.Module`
+        The model.
+    composite: :py:class:`zennit.core.Composite`
+        Any composite of Zennit or of this package.
+    input: :py:class:`torch.Tensor`
+        Input of the model, of shape [batch, ...], floating point.
+    attr_output: :py:class:`torch.Tensor` or callable, optional
+        Relevance of the output, of the output's shape, or a function of the output. Default is the output itself.
+
+    Returns
+    -------
+    :py:class:`Audit`
+        For each sample one backward pass is run, with the relevance of the other samples set to zero.
+
+    Raises
+    ------
+    NoRelevance
+        If the input is not floating point.
+    TypeError, ValueError
+        If the model's output is not a tensor, or `attr_output` has not its shape.
+    '''
+    if not isinstance(input, torch.Tensor) or not (input.is_floating_point()):
+        kind = input.dtype if isinstance(input, torch.Tensor) else type(input).__name__
+        raise NoRelevance(f'the input of {type(model).__name__} is {kind}, which cannot receive relevance; explain a '
+                          'floating point tensor, e.g. the output of the embedding')
+    input = input.detach().clone().requires_grad_()
+    with composite.context(model), torch.enable_grad():
+        recorder = Recorder(model, engine_of(model))
+        try:
+            output = model(input)
+            relevance = _output_relevance(output, attr_output)
+            found = [recorder.backward(output, input, relevance, sample) for sample in range(len(relevance))]
+        finally:
+            recorder.remove()
+    return Audit(_per_sample(relevance), torch.stack(found), recorder.sinks(len(relevance)), recorder.operations())
+
+
+def _output_relevance(output, attr_output):
+    if not isinstance(output, torch.Tensor):
+        raise TypeError(f'the model returns {type(output).__name__}, not a tensor; wrap it in a module that returns the '
+                        'tensor to explain')
+    if output.ndim == 0:
+        raise ValueError('the output is a single number; it needs a first dimension for the samples')
+    relevance = output if attr_output is None else attr_output(output) if callable(attr_output) else attr_output
+    if relevance.shape != output.shape:
+        raise ValueError(f'attr_output has shape {tuple(relevance.shape)}, but the output has {tuple(output.shape)}; pass '
+                         'relevance for every element of the output, e.g. a one-hot target')
+    return relevance.detach().to(output.dtype)
+
+
+def _per_sample(relevance):
+    return relevance.detach().double().flatten(1).sum(1) if relevance.ndim > 1 else relevance.detach().double()
+
+
+class Recorder:
+    '''Measures every sink while an engine runs.
+
+    Parameters
+    ----------
+    model: :py:class:`torch.nn.Module`
+        The model, inside the context.
+    engine: :py:class:`~zennit_attn.engine.Engine` or None
+        The engine of the context. Without one (a composite without our canonizers), only rules of modules are measured.
+    '''
+    def __init__(self, model, engine):
+        self.model = model
+        self.engine = engine
+        self.sample = 0
+        self.amounts = {}
+        self.counts = Counter()
+        self.handles = []
+        self.names = {_storage(tensor): name for name, tensor in _named_tensors(model)}
+        if engine is not None:
+            engine.recorder = self
+        else:
+            self._watch_rules()
+
+    def remove(self):
+        '''Stop measuring.'''
+        if self.engine is not None:
+            self.engine.recorder = None
+        for handle in self.handles:
+            handle.remove()
+
+    def backward(self, output, input, relevance, sample):
+        '''Run the backward pass of one sample and return the relevance found at the input.'''
+        self.sample = sample
+        own = torch.zeros_like(relevance)
+        own[sample] = relevance[sample]
+        found, = torch.autograd.grad(output, input, own, retain_graph=sample + 1 < len(relevance))
+        return found.double().sum()
+
+    def take(self, key, amount):
+        '''Book an amount for a sink, for the sample whose backward pass runs.'''
+        samples = self.amounts.setdefault(key, {})
+        samples[self.sample] = samples.get(self.sample, 0.) + amount.detach().double().sum()
+
+    def sinks(self, batch):
+        '''Return the sinks, largest first.'''
+        result = []
+        for key, samples in self.amounts.items():
+            relevance = torch.stack([torch.as_tensor(samples.get(i, 0.), dtype=torch.float64).cpu() for i in range(batch)])
+            result.append(Sink(*key, relevance))
+        return sorted(result, key=lambda sink: -sink.relevance.abs().sum())
+
+    def operations(self):
+        '''Return the operators that ran.'''
+        return [Operation(*row, calls=calls) for row, calls in self.counts.items()]
+
+    # ---- what the engine reports -------------------------------------------------------------------------------------
+
+    def stabilizer(self, where):
+        '''Return a function that books what a stabilizer absorbs.'''
+        key = SinkKey(where, 'to relevance', 'stabilizer', '')
+        return lambda amount: self.take(key, amount)
+
+    def rule(self, where, module, hook):
+        '''Return a function that books what went into a rule less what came out.'''
+        key = SinkKey(where, type(hook).__name__, 'rule', '')
+        self.counts[where, 'module', type(module).__name__, '', type(hook).__name__] += 1
+
+        def report(relevance, result):
+            absorbed = sum(tensor.double().sum() for tensor in relevance)
+            absorbed = absorbed - sum(tensor.double().sum() for tensor in result if tensor is not None)
+            self.take(key, absorbed)
+        return report
+
+    def begin(self, call, module, hook):
+        '''Note that an operator runs; return a function that is told what it returned.'''
+        where = self.engine.name_of(self.engine.running_module())
+        self._count(call, where, hook)
+        value = _constant_part(call)
+        before = call.operands[0].detach().clone() if call.operator.name in _CLAMPS else None
+
+        def record(output):
+            target = call.args[0] if output is None or call.inplace else output
+            if call.opened:
+                return
+            if before is not None and len(call.operands) == 1:
+                self._watch(call, where, target, _clamped_part(before, target))
+            elif value is not None:
+                self._watch(call, where, target, value)
+            elif hook is not None and getattr(hook, 'absorbs', None) and call.operator.kind is Kind.SOFTMAX:
+                self._watch_softmax(call, where, target)
+        return record
+
+    def _watch(self, call, where, output, value):
+        if not isinstance(output, torch.Tensor) or not output.requires_grad or not value.any():
+            return
+        key = SinkKey(where, call.operator.name, *self._identify(call))
+        output.register_hook(lambda grad: self.take(key, _inner(value, grad)))
+
+    def _watch_softmax(self, call, where, output):
+        if not output.requires_grad:
+            return
+        operand, result = call.operands[0].detach(), output.detach()
+        dim = _softmax_dim(call)
+        key = SinkKey(where, call.operator.name, 'taylor', 'hidden bias')
+
+        def absorb(grad):
+            inner = result * (grad - (result * grad).sum(dim, keepdim=True))
+            self.take(key, _inner(result, grad).sum() - _inner(operand, inner).sum())
+        output.register_hook(absorb)
+
+    def _identify(self, call):
+        factors = FACTORS.get(call.operator.name, ())
+        candidates = [tensor for i, arg in enumerate(call.args) if i not in factors for tensor in tensors_in(arg)]
+        candidates += list(tensors_in(call.kwargs))
+        if call.operator.kind is Kind.NORMALIZATION:
+            candidates = [arg for arg in call.args[-4:] if isinstance(arg, torch.Tensor)]
+        names = [self.names[_storage(tensor)] for tensor in candidates
+                 if not call.carries(tensor) and _storage(tensor) in self.names]
+        biases = [name for name in names if name.endswith('bias')]
+        if biases:
+            return 'bias', biases[0]
+        if names:
+            return 'parameter', ', '.join(dict.fromkeys(names))
+        return 'constant', _number(call)
+
+    def _count(self, call, where, hook):
+        if call.operator.kind is Kind.COMPOSED:
+            return
+        rule = type(hook).__name__ if hook is not None else _DEFAULT_RULES[call.operator.kind]
+        if hook is None and len(call.operands) > 1 and call.operator.kind in (Kind.EINSUM, Kind.MULTIPLY, Kind.LINEAR):
+            rule = 'Uniform'
+        row = (where, call.operator.kind.value, call.operator.name, _detail(call), rule)
+        self.counts[row] += 1
+
+    def _watch_rules(self):
+        for name, module in self.model.named_modules():
+            for hook in zennit_hooks(module):
+                key = SinkKey(name, type(hook).__name__, 'rule', '')
+                self.handles.append(module.register_forward_pre_hook(self._before(key), prepend=True))
+                self.handles.append(module.register_forward_hook(self._after(key)))
+
+    def _before(self, key):
+        def hook(module, args):
+            return substitute(args, lambda tensor: self._watched(tensor, key, -1.))
+        return hook
+
+    def _after(self, key):
+        def hook(module, args, output):
+            return substitute(output, lambda tensor: self._watched(tensor, key, 1.))
+        return hook
+
+    def _watched(self, tensor, key, sign):
+        if not tensor.requires_grad:
+            return tensor
+        view = tensor.view_as(tensor)
+        view.register_hook(lambda grad: self.take(key, sign * grad))
+        return view
+
+
+def _named_tensors(model):
+    yield from model.named_buffers()
+    yield from model.named_parameters()
+
+
+def _storage(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+def _inner(value, grad):
+    '''``value * grad``, where a masked value of -inf that receives nothing counts as nothing.'''
+    product = value * grad.conj()
+    return torch.where(grad == 0, torch.zeros_like(product), product).real.double().sum()
+
+
+def _constant_part(call):
+    '''What an operator that is affine in its operands returns when these are zero, or None if it adds nothing.'''
+    if call.operator.name not in AFFINE or call.operator.kind is Kind.COMPOSED:
+        return None
+
+    def zero(tensor):
+        carries = call.carries(tensor)
+        return torch.zeros_like(tensor.detach()) if carries else tensor
+
+    with torch.no_grad():
+        args = [substitute(arg, zero) for arg in call.args]
+        if call.inplace and not call.carries(call.args[0]):
+            args[0] = args[0].clone()
+        kwargs = substitute(call.kwargs, zero)
+        result = call.func(*args, **kwargs)
+    return args[0] if call.inplace or result is None else result
+
+
+def _clamped_part(before, output):
+    '''The bounds, where they were taken; half of them where both are equal and autograd shares.'''
+    return torch.where(before == output.detach(), 0., output.detach())
+
+
+def _softmax_dim(call):
+    dim = call.kwargs.get('dim', call.args[1] if len(call.args) > 1 else -1)
+    return -1 if dim is None else dim
+
+
+def _number(call):
+    numbers = [str(arg) for arg in call.args if isinstance(arg, (int, float)) and not isinstance(arg, bool)]
+    return ', '.join(numbers) if numbers else 'tensor'
+
+
+def _detail(call):
+    '''The einsum's equation, the softmax's dim, the rearrange's pattern, else the shapes of the operands.'''
+    if call.operator.kind is Kind.SOFTMAX:
+        return f'dim={_softmax_dim(call)}'
+    if call.args and isinstance(call.args[0], str):
+        return call.args[0]
+    pattern = _einops_pattern() if call.operator.kind in (Kind.REARRANGE, Kind.ADD, Kind.SELECT) else None
+    return pattern or ' '.join('x'.join(map(str, operand.shape)) for operand in call.operands)
+
+
+def _einops_pattern():
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get('__name__', '').startswith('einops'):
+            owner = frame.f_locals.get('self')
+            pattern = frame.f_locals.get('pattern') or getattr(owner, 'pattern', None)
+            if isinstance(pattern, str):
+                return pattern
+        frame = frame.f_back
+    return None
+
+
+def _sample_names(relevance):
+    return [f'sample {i}' for i in range(min(len(relevance), 4))] + (['...'] if len(relevance) > 4 else [])
+
+
+def _samples(relevance):
+    return [f'{value: .6g}' for value in relevance[:4].tolist()] + (['...'] if len(relevance) > 4 else [])
+
+
+def _table(header, rows):
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                     for row in (header, *rows))

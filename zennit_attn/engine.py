@@ -1,0 +1,603 @@
+'''The engine: watches every torch function called below a module's forward and routes it through its rule.
+
+Inside, relevance travels as ``g`` with ``R_x = x * g_x`` (the gradient domain), where autograd itself is the rule of
+everything linear. Modules with a Zennit rule live in the relevance domain. Tensors are converted only on the border:
+`_ToGradient` behind such a module or the model's input, `_ToRelevance` before such a module or the model's output.
+'''
+import inspect
+import linecache
+import sys
+import weakref
+from contextlib import contextmanager
+from copy import copy
+from functools import partial
+
+import torch
+from torch.autograd.function import Function, once_differentiable
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+from zennit.core import BasicHook, Hook, Stabilizer
+from zennit.rules import Pass
+
+from .errors import NoRelevance, UnsupportedModule, UnsupportedOperator, UnsupportedRule, UntrackedTensor
+from .layers import OPERATOR_MODULES, OperatorModule
+from .operators import REASONS, Kind, lookup
+from .propagation import RULES, Call, tensors_in
+
+
+class Tag:
+    '''What the engine knows of a carrying tensor: the forward it belongs to, the activation it came from, its twin.'''
+    __slots__ = ('forward', 'role', 'twin', 'version')
+
+    def __init__(self, forward, role=None, twin=None, version=0):
+        self.forward = forward
+        self.role = role
+        self.twin = twin
+        self.version = version
+
+
+class _Source:
+    '''The twin of a module's output: the tensor itself, in the relevance domain.'''
+    __slots__ = ('tensor',)
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def resolve(self):
+        return self.tensor
+
+
+class _Reindexed:
+    '''The twin of a re-indexed tensor: the same function of the twins of its operands, computed when asked for.'''
+    __slots__ = ('call', 'versions', 'index', 'outputs')
+
+    def __init__(self, call):
+        self.call = call
+        self.versions = [(tensor, tensor._version) for tensor in tensors_in(call.args, call.kwargs)]
+        self.outputs = None
+
+    def resolve(self, index):
+        if self.outputs is None and all(tensor._version == version for tensor, version in self.versions):
+            self.outputs = self._compute()
+        return None if self.outputs is None else self.outputs[index]
+
+    def _compute(self):
+        twins = {id(operand): twin_of(operand) for operand in self.call.operands}
+        if any(twin is None for twin in twins.values()):
+            return None
+        args, kwargs = tree_map_only(
+            torch.Tensor, lambda tensor: twins.get(id(tensor), tensor), (self.call.args, self.call.kwargs))
+        with torch._C.DisableTorchFunction():
+            return list(tensors_in(self.call.func(*args, **kwargs)))
+
+
+def twin_of(tensor):
+    '''Return the tensor of the relevance domain that holds the same values, or None if there is none (any more).'''
+    tag = tensor.lrp_tag
+    if tag.twin is None or tag.version != tensor._version:
+        return None
+    return tag.twin()
+
+
+class _ToGradient(Function):
+    '''A tensor enters operator code: ``R = x * g``.'''
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, = ctx.saved_tensors
+        return x * grad
+
+
+class _ToRelevance(Function):
+    '''A tensor leaves operator code: ``g = R / (x + eps sign(x))``. The stabilizer absorbs the rest.'''
+    @staticmethod
+    def forward(ctx, x, stabilizer, report):
+        output = x.clone()
+        ctx.save_for_backward(output)
+        ctx.stabilizer = stabilizer
+        ctx.report = report
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, relevance):
+        x, = ctx.saved_tensors
+        wide = torch.promote_types(x.dtype, torch.float32)
+        grad = relevance.to(wide) / ctx.stabilizer(x.to(wide))
+        if ctx.report is not None:
+            ctx.report(relevance.to(wide) - x.to(wide) * grad)
+        return grad.to(x.dtype), None, None
+
+
+class _Ruled(Function):
+    '''One call of a module with a Zennit rule; the rule's state lives here and nowhere else.'''
+    @staticmethod
+    def forward(ctx, call, *inputs):
+        outputs = call.forward(inputs)
+        ctx.call = call
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        return None, *ctx.call.backward(grads)
+
+
+class RuledCall:
+    '''One call of a module through a copy of its Zennit rule.'''
+    def __init__(self, module, function, hook, args, kwargs, report):
+        self.module = module
+        self.function = function
+        self.source = hook
+        self.hook = copy(hook)
+        self.hook.stored_tensors = {}
+        self.args = args
+        self.kwargs = kwargs
+        self.report = report
+        self.positions = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor) and arg.requires_grad]
+        self.structure = None
+
+    def _fill(self, tensors):
+        args = list(self.args)
+        for position, tensor in zip(self.positions, tensors, strict=True):
+            args[position] = tensor
+        return tuple(args)
+
+    def forward(self, inputs):
+        '''Run the module and let the rule store what it needs. Returns the outputs as a list of tensors.'''
+        args = self._fill([tensor.detach() for tensor in inputs])
+        private = tuple(arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args)
+        with torch._C.DisableTorchFunction():
+            output = self.function(*private, **self.kwargs)
+            info = (self.kwargs,) if len(inspect.signature(self.hook.forward).parameters) == 4 else ()
+            self.hook.forward(self.module, args, *info, output)
+        self.structure = output
+        self.args = self._fill([None] * len(self.positions))
+        self.inputs = args
+        return [tensor.clone() for tensor in tensors_in(output) if tensor.is_floating_point()]
+
+    def backward(self, relevance):
+        '''Return the relevance of the inputs, given that of the outputs.'''
+        grads = self._gradient(relevance) if self._needs_gradient() else [None] * len(self.positions)
+        if not self.source.active:
+            return grads
+        self.hook.pre_backward(self.module, None, relevance)
+        # Most rules only look at the shape of the plain gradient, so the input stands in where it is not needed.
+        stand_in = dict(zip(self.positions, grads, strict=True))
+        grad_input = [arg if stand_in.get(position) is None else stand_in[position]
+                      for position, arg in enumerate(self.inputs)]
+        result = self.hook.backward(self.module, tuple(grad_input), relevance)
+        result = grads if result is None else [result[position] for position in self._result_positions(result)]
+        if self.report is not None:
+            self.report(relevance, result)
+        return result
+
+    def _result_positions(self, result):
+        return self.positions if len(result) == len(self.inputs) else range(len(self.positions))
+
+    def _needs_gradient(self):
+        known = (BasicHook.backward, Pass.backward)
+        return not self.source.active or type(self.hook).backward not in known
+
+    def _gradient(self, relevance):
+        inputs = [self.inputs[position].clone().requires_grad_() for position in self.positions]
+        with torch.enable_grad():
+            output = self.function(*self._fill([tensor.clone() for tensor in inputs]), **self.kwargs)
+            outputs = [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
+        return torch.autograd.grad(outputs, inputs, relevance, allow_unused=True)
+
+
+class Engine(TorchFunctionMode):
+    '''Routes every torch function called below one module's forward through the rule of its kind.
+
+    Parameters
+    ----------
+    root: :py:class:`torch.nn.Module`
+        The module whose forward is explained.
+    stabilizer: callable or float, optional
+        Stabilization where a tensor of the gradient domain enters the relevance domain.
+    unknown: {'raise', 'gradient'}, optional
+        What to do with a function that the table does not know: refuse it, or accept autograd.
+    '''
+    def __init__(self, root, stabilizer=1e-9, unknown='raise'):
+        super().__init__()
+        self.root = root
+        self.stabilizer = Stabilizer.ensure(stabilizer)
+        self.unknown = unknown
+        self.names = {}
+        self.ruled = {}
+        self.operator_hooks = {}
+        self.ruled_kinds = frozenset()
+        self.override = {}
+        self.recorder = None
+        self.running = False
+        self.last_gate = None
+        self.plain = Tag(None)
+
+    # ---- finding the rules -------------------------------------------------------------------------------------------
+
+    def survey(self):
+        '''Look up which modules and operators have been given rules, and what they are called.'''
+        self.names = {}
+        self.ruled, self.operator_hooks = {}, {}
+        for name, module in self.root.named_modules():
+            self.names[id(module)] = name
+            hooks = zennit_hooks(module)
+            if isinstance(module, OperatorModule) and hooks:
+                parent = name.rpartition('.')[0]
+                key = id(module) if is_layer(module) else (id(self.root.get_submodule(parent)), module.kind)
+                self.operator_hooks[key] = (module, hooks[-1])
+            elif hooks:
+                self.ruled[id(module)] = (module, hooks)
+        self.ruled_kinds = frozenset(module.kind for module, _ in self.operator_hooks.values())
+
+    @contextmanager
+    def overriding(self, rules):
+        '''Replace the default rules of some kinds of operators.'''
+        before, self.override = self.override, {**self.override, **rules}
+        try:
+            yield
+        finally:
+            self.override = before
+
+    def name_of(self, module):
+        '''Return the dotted name of a module of the model.'''
+        return self.names.get(id(module)) or type(module).__name__
+
+    # ---- one forward -------------------------------------------------------------------------------------------------
+
+    def run(self, function, args, kwargs):
+        '''Run the root's forward, with relevance at its inputs and outputs.'''
+        self.survey()
+        self.check_modules()
+        self.plain = Tag(object())
+        self.last_gate = None
+        carrying = [tensor for tensor in tensors_in(args, kwargs) if tensor.requires_grad]
+        if not carrying:
+            raise NoRelevance(
+                f'no input of {self.name_of(self.root)}.forward requires a gradient, so there is nothing to explain; '
+                'pass a floating point input with requires_grad=True (integers: explain an embedding instead), or wrap '
+                'a plain prediction in torch.no_grad()'
+            )
+        args, kwargs = tree_map_only(torch.Tensor, self._enter, (args, kwargs))
+        with _running(self), self:
+            output = function(*args, **kwargs)
+        return self._leave(output)
+
+    def _enter(self, tensor):
+        return self.to_gradient(tensor) if tensor.requires_grad else tensor
+
+    def _leave(self, output):
+        tensors = list(tensors_in(output)) or list(tensors_in(vars(output) if hasattr(output, '__dict__') else ()))
+        if not any(tensor.requires_grad for tensor in tensors):
+            raise NoRelevance(self._explain_loss(tensors))
+        return tree_map_only(torch.Tensor, partial(self.to_relevance, where='output'), output)
+
+    def check_modules(self):
+        '''Refuse modules that mix the samples of a batch.'''
+        for name, module in self.root.named_modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training:
+                raise UnsupportedModule(
+                    f'module {name!r}: batch_norm in training mode mixes the samples of a batch, so no sample has a '
+                    'relevance of its own; call model.eval() first'
+                )
+
+    # ---- the two domains ---------------------------------------------------------------------------------------------
+
+    def mark(self, output, role=None, twin=None):
+        '''Tag what an operator returned.'''
+        if isinstance(output, torch.Tensor):
+            if output.requires_grad:
+                self._mark(output, role, twin and partial(twin.resolve, 0))
+        elif isinstance(output, (tuple, list)):
+            for index, item in enumerate(output):
+                if isinstance(item, torch.Tensor):
+                    if item.requires_grad:
+                        self._mark(item, role, twin and partial(twin.resolve, index))
+                else:
+                    self.mark(item)
+        return output
+
+    def _mark(self, tensor, role, twin):
+        if role is None and twin is None:
+            tensor.lrp_tag = self.plain
+        else:
+            tensor.lrp_tag = Tag(self.plain.forward, role, twin, tensor._version)
+
+    def role(self, tensor):
+        '''Return the name of the activation a tensor came from, or None.'''
+        tag = getattr(tensor, 'lrp_tag', None)
+        return tag and tag.role
+
+    def to_gradient(self, tensor):
+        '''Convert a tensor of the relevance domain for operator code; its twin stays known.'''
+        output = _ToGradient.apply(tensor)
+        self._mark(output, None, _Source(tensor).resolve)
+        return output
+
+    def to_relevance(self, tensor, where):
+        '''Return a tensor of operator code in the relevance domain: its twin, or else converted.'''
+        if not tensor.requires_grad:
+            return tensor
+        self.check_tag(tensor, where)
+        twin = twin_of(tensor)
+        if twin is not None:
+            return twin
+        if tensor.is_complex():
+            raise UnsupportedOperator(
+                f'{where}: a complex tensor has no relevance of its own; split it with torch.view_as_real')
+        report = self.recorder and self.recorder.stabilizer(where)
+        return _ToRelevance.apply(tensor, self.stabilizer, report)
+
+    def check_tag(self, tensor, where=None):
+        '''Refuse a carrying tensor that the engine has not produced in this forward.'''
+        tag = getattr(tensor, 'lrp_tag', None)
+        if tag is not None and tag.forward is self.plain.forward:
+            return
+        base = tensor._base
+        if base is not None and getattr(getattr(base, 'lrp_tag', None), 'forward', None) is self.plain.forward:
+            tensor.lrp_tag = self.plain
+            return
+        if self.unknown == 'gradient':
+            tensor.lrp_tag = self.plain
+            return
+        raise UntrackedTensor(self._explain_untracked(tensor, tag, where))
+
+    # ---- one operator ------------------------------------------------------------------------------------------------
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        operator = lookup(func)
+        if operator is not None and operator.kind is Kind.PLAIN and not operator.inplace:
+            return func(*args, **(kwargs or {}))
+        operands = [tensor for tensor in tensors_in(args, kwargs or ()) if tensor.requires_grad]
+        if not operands:
+            return func(*args, **(kwargs or {}))
+        return self.dispatch(operator, func, args, kwargs or {}, operands)
+
+    def dispatch(self, operator, func, args, kwargs, operands):
+        '''Run a function on operands that carry relevance.'''
+        for operand in operands:
+            self.check_tag(operand)
+        if any(operand.lrp_tag.role == 'constant' for operand in operands):
+            args, kwargs = self._detach_constants(operator, args, kwargs)
+            operands = [tensor for tensor in tensors_in(args, kwargs) if tensor.requires_grad]
+            if not operands:
+                return func(*args, **kwargs)
+        if operator is None or operator.kind in (Kind.REFUSED, Kind.PLAIN):
+            return self._run_unknown(operator, func, args, kwargs)
+        call = Call(self, operator, func, args, kwargs, operands)
+        if not torch.is_grad_enabled():
+            return self._run_without_grad(call)
+        module, hook = self._rule_for(operator.kind)
+        record = self.recorder.begin(call, module, hook) if self.recorder is not None else None
+        if hook is not None:
+            output = self._apply_hook(call, module, hook)
+        else:
+            output = self.override.get(operator.kind, RULES[operator.kind])(call)
+        self._tag_output(call, output)
+        if record is not None:
+            record(output)
+        return output
+
+    def _detach_constants(self, operator, args, kwargs):
+        target = args[0] if operator is not None and operator.inplace and args else None
+
+        def detached(tensor):
+            constant = tensor is not target and tensor.requires_grad and self.role(tensor) == 'constant'
+            return tensor.detach() if constant else tensor
+        return tree_map_only(torch.Tensor, detached, (args, kwargs))
+
+    def _run_unknown(self, operator, func, args, kwargs):
+        name = getattr(func, '__name__', str(func)) if operator is None else operator.name
+        if operator is not None and operator.kind is Kind.PLAIN and name in ('detach', 'requires_grad', 'retain_grad'):
+            return func(*args, **kwargs)
+        if self.unknown == 'gradient':
+            return self.mark(func(*args, **kwargs))
+        module, line = self.locate()
+        why = REASONS.get(name, 'it is not in the table of operators')
+        raise UnsupportedOperator(
+            f'module {module!r} calls {name} on a tensor that carries relevance, and no rule is known for it: {why}\n'
+            f'  {line}\n'
+            "use AttentionCanonizer(unknown='gradient') to accept the plain gradient, or "
+            'zennit_attn.operators.register_operator to give it a kind'
+        )
+
+    def _run_without_grad(self, call):
+        if not call.inplace:
+            return call.run()
+        module, line = self.locate()
+        raise UnsupportedOperator(
+            f'module {module!r} writes with {call.operator.name} into a tensor that carries relevance under '
+            f'torch.no_grad, where no relevance can follow\n  {line}\ntake the write out of torch.no_grad'
+        )
+
+    def _tag_output(self, call, output):
+        if output is None or call.inplace:
+            target = call.args[0]
+            if self.role(target) != 'constant' or call.operator.kind is Kind.REARRANGE:
+                self.mark(target)
+            if target._base is not None and target._base.requires_grad:
+                self.mark(target._base)
+            return
+        role = twin = None
+        if call.operator.kind is Kind.ACTIVATION:
+            role = call.operator.name
+        elif len(call.operands) == 1 and (call.operator.kind is Kind.REARRANGE or _scales(call)):
+            role = self.role(call.operands[0])
+        if self.ruled and call.operator.kind is Kind.REARRANGE:
+            twin = _Reindexed(call)
+        self.mark(output, role, twin)
+
+    # ---- rules of the composite --------------------------------------------------------------------------------------
+
+    def _rule_for(self, kind):
+        '''Find the operator module, and its rule, of the module whose code is running.'''
+        if kind not in self.ruled_kinds and self.recorder is None:
+            return None, None
+        module = self.running_module()
+        operator_module = module if is_layer(module) else getattr(module, '_modules', {}).get(f'canonizer_{kind.value}')
+        key = id(module) if is_layer(module) else (id(module), kind)
+        return self.operator_hooks.get(key, (operator_module, None))
+
+    def _apply_hook(self, call, module, hook):
+        if hasattr(hook, 'operate'):
+            return hook.operate(call)
+        if len(call.operands) > 1:
+            return self._refuse_in_backward(call, module, hook)
+        bound = type(module).bind(call) if not is_layer(module) else OPERATOR_MODULES[module.kind].bind(call)
+        output = self.apply_rule(bound, bound.forward, hook, tuple(call.operands), {}, self.name_of(module))
+        return call.write_back(output)
+
+    def _refuse_in_backward(self, call, module, hook):
+        name, operands = self.name_of(module), len(call.operands)
+
+        def refuse(grad):
+            raise UnsupportedRule(
+                f'rule {type(hook).__name__} on operator {name!r}: {call.operator.name} has {operands} operands that '
+                'carry relevance, and the rule can serve one only; use zennit_attn.rules.Uniform there, or leave the '
+                'operator without a rule'
+            )
+        output = call.run()
+        for tensor in tensors_in(output):
+            tensor.register_hook(refuse)
+        return output
+
+    def call_ruled(self, module, hooks, function, args, kwargs):
+        '''Call a module that has a Zennit rule: a leaf, of whose inside the engine stays out.'''
+        name = self.name_of(module)
+        if len(hooks) > 1:
+            raise UnsupportedRule(f'module {name!r} has {len(hooks)} Zennit rules; attach one')
+        if hasattr(hooks[0], 'call_module'):
+            return hooks[0].call_module(self, module, function, args, kwargs)
+        args, kwargs = _to_positional(module, args, kwargs)
+        if not any(tensor.requires_grad for tensor in tensors_in(args, kwargs)):
+            return function(*args, **kwargs)
+        if any(tensor.requires_grad for tensor in tensors_in(kwargs, [a for a in args if isinstance(a, (list, tuple))])):
+            raise UnsupportedRule(
+                f'rule {type(hooks[0]).__name__} on module {name!r}: an input that carries relevance is not a plain '
+                'positional tensor; give the rule to the modules inside'
+            )
+        return self.apply_rule(module, function, hooks[0], args, kwargs, name)
+
+    def apply_rule(self, module, function, hook, args, kwargs, name):
+        '''Run one call of a module through its Zennit rule, and convert on both sides.'''
+        carrying = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.requires_grad]
+        if len(carrying) > 1 and isinstance(hook, BasicHook):
+            raise UnsupportedRule(
+                f'rule {type(hook).__name__} on module {name!r}: the module has {len(carrying)} inputs that carry '
+                'relevance, and the rule can serve one only; leave the module without a rule, or give it '
+                'zennit_attn.rules.Uniform'
+            )
+        args = tuple(self.to_relevance(arg, name) if isinstance(arg, torch.Tensor) else arg for arg in args)
+        report = self.recorder and self.recorder.rule(name, module, hook)
+        call = RuledCall(module, function, hook, args, kwargs, report)
+        outputs = iter(_Ruled.apply(call, *(args[position] for position in call.positions)))
+        structure, call.structure = call.structure, None
+        return tree_map_only(
+            torch.Tensor, lambda tensor: self.to_gradient(next(outputs)) if tensor.is_floating_point() else tensor,
+            structure)
+
+    # ---- words for errors --------------------------------------------------------------------------------------------
+
+    def note_gate(self, call, output=None):
+        '''Remember the last gate, to name it if the output turns out to carry nothing.'''
+        reference = weakref.ref(output) if isinstance(output, torch.Tensor) else None
+        self.last_gate = (call.operator.name, *self.locate(), reference)
+
+    def running_module(self):
+        '''Return the module of the model whose code is running.'''
+        frame = sys._getframe(1)
+        while frame is not None:
+            code = frame.f_code
+            if code.co_argcount and code.co_name != '__torch_function__':
+                module = frame.f_locals.get(code.co_varnames[0])
+                if isinstance(module, torch.nn.Module) and id(module) in self.names:
+                    return module
+            frame = frame.f_back
+        return self.root
+
+    def locate(self):
+        '''Return the dotted name of the module whose code is running, and the line that called the operator.'''
+        frame = sys._getframe(1)
+        while frame is not None and _is_internal(frame):
+            frame = frame.f_back
+        line = ''
+        if frame is not None:
+            file, number = frame.f_code.co_filename, frame.f_lineno
+            line = f'{file}:{number}: {linecache.getline(file, number).strip()}'
+        return self.name_of(self.running_module()), line
+
+    def _explain_loss(self, outputs):
+        reason = 'no operator between input and output passes relevance on'
+        if self.last_gate is not None:
+            name, module, line, reference = self.last_gate
+            ends = reference is not None and any(reference() is output for output in outputs)
+            reason = f'{"its last" if ends else "the last gate is the"} operator {name} of module {module!r} is viewed ' \
+                     f'as a constant\n  {line}'
+        return (f'the output of {self.name_of(self.root)} carries no relevance: {reason}\n'
+                'explain the logits, i.e. what goes into a final softmax or sigmoid, or give that operator another rule')
+
+    def _explain_untracked(self, tensor, tag, where):
+        module, line = self.locate()
+        origin = 'a leaf that requires a gradient' if tensor.grad_fn is None else type(tensor.grad_fn).__name__
+        if tag is not None:
+            origin += ', kept from an earlier forward'
+        at = where or module
+        return (
+            f'module {at!r}: a tensor of shape {tuple(tensor.shape)} requires a gradient but comes from code that the '
+            f'engine cannot see ({origin}): a custom torch.autograd.Function, TorchScript, a compiled function or '
+            f'kernel, or an attribute that requires a gradient\n  {line}\n'
+            'write the computation with torch functions, put it in a module and give that module a Zennit rule, or use '
+            "AttentionCanonizer(unknown='gradient') to accept its plain gradient"
+        )
+
+
+class _running:
+    '''Marks an engine as running.'''
+    def __init__(self, engine):
+        self.engine = engine
+
+    def __enter__(self):
+        self.engine.running = True
+
+    def __exit__(self, *_):
+        self.engine.running = False
+
+
+def zennit_hooks(module):
+    '''Return the Zennit rules registered on a module.'''
+    owners = (getattr(hook, '__self__', None) or getattr(hook, 'zennit_hook', None)
+              for hook in module._forward_hooks.values())
+    hooks = []
+    for owner in owners:
+        if isinstance(owner, Hook) and owner not in hooks:
+            hooks.append(owner)
+    return hooks
+
+
+def is_layer(module):
+    '''Whether a module is an operator module that stands for a layer of the model, such as torch.nn.Softmax.'''
+    return isinstance(module, OperatorModule) and type(module).forward is not OperatorModule.forward
+
+
+def _scales(call):
+    return call.operator.name in ('mul', 'multiply', 'rmul', 'div', 'true_divide', 'truediv', 'neg', 'negative')
+
+
+def _is_internal(frame):
+    name = frame.f_globals.get('__name__', '')
+    return name.split('.')[0] in ('torch', 'einops') or name in (
+        __name__, 'zennit_attn.propagation', 'zennit_attn.rules', 'zennit_attn.conservation', 'zennit_attn.canonizers')
+
+
+def _to_positional(module, args, kwargs):
+    '''Move keyword arguments that carry relevance to their positions, where Zennit's rules look.'''
+    if not any(tensor.requires_grad for tensor in tensors_in(kwargs)):
+        return args, kwargs
+    bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
+    return bound.args[1:], bound.kwargs

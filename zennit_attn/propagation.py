@@ -1,0 +1,452 @@
+'''How relevance flows through one call of an operator, in the gradient domain.
+
+With ``R_x = x * g_x``, what flows backward here is ``g``. Every function below runs an operator such that autograd's
+backward pass is the rule: plain autograd is LRP-0 for whatever is linear, products divide by the number of their factors,
+gates are constants, activations scale by ``y / x``.
+'''
+from functools import cache
+from types import FunctionType
+
+import torch
+from torch.autograd.function import Function, once_differentiable
+from torch.nn import functional
+
+from .errors import UnsupportedModule
+from .operators import FACTORS, HOMOGENEOUS, SATURATING, SIGNATURES, Kind, out_of_place
+
+
+def tensors_in(*trees):
+    '''Yield the tensors in nested lists, tuples and dicts, in order.'''
+    for tree in trees:
+        if isinstance(tree, torch.Tensor):
+            yield tree
+        elif isinstance(tree, (list, tuple)):
+            yield from tensors_in(*tree)
+        elif isinstance(tree, dict):
+            yield from tensors_in(*tree.values())
+
+
+def substitute(tree, function):
+    '''Return nested lists, tuples and dicts with `function` applied to every tensor.'''
+    if isinstance(tree, torch.Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: substitute(value, function) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        items = [substitute(item, function) for item in tree]
+        return type(tree)(*items) if hasattr(tree, '_fields') else type(tree)(items)
+    return tree
+
+
+class Call:
+    '''One call of an operator: the function, its arguments, and the operands that carry relevance.'''
+    __slots__ = ('engine', 'operator', 'func', 'args', 'kwargs', 'operands', 'opened')
+
+    def __init__(self, engine, operator, func, args, kwargs, operands):
+        self.engine = engine
+        self.operator = operator
+        self.func = func
+        self.args = args
+        self.kwargs = kwargs
+        self.operands = operands
+        self.opened = False
+        if kwargs and operator.name in SIGNATURES or 'other' in kwargs or 'input' in kwargs:
+            self._to_positional(SIGNATURES.get(operator.name, ('input', 'other')))
+
+    def _to_positional(self, signature):
+        self.kwargs = dict(self.kwargs)
+        for name in signature[len(self.args):]:
+            if name not in self.kwargs:
+                break
+            self.args = (*self.args, self.kwargs.pop(name))
+
+    def run(self, args=None):
+        '''Call the function, with other positional arguments if given.'''
+        return self.func(*(self.args if args is None else args), **self.kwargs)
+
+    def run_out_of_place(self, args=None):
+        '''Call the function so that no argument is written to.'''
+        args = self.args if args is None else args
+        if self.operator.inplace:
+            return out_of_place(self.func, self.operator.name)(*args, **self.kwargs)
+        if self.kwargs.get('inplace') is True:
+            return self.func(*args, **{**self.kwargs, 'inplace': False})
+        return self.func(*args, **self.kwargs)
+
+    @property
+    def inplace(self):
+        '''Whether the function writes into its first argument.'''
+        return self.operator.inplace or self.kwargs.get('inplace') is True or self._positional_inplace()
+
+    def _positional_inplace(self):
+        if self.operator.kind is not Kind.ACTIVATION or self.operator.name in ('pow', 'ipow', 'float_power', 'prelu'):
+            return False
+        return len(self.args) > 1 and self.args[-1] is True
+
+    def write_back(self, output):
+        '''Put an output computed out of place where the caller expects it.'''
+        if self.inplace:
+            self.args[0].copy_(output)
+            return self.args[0]
+        return output
+
+    def carries(self, tensor):
+        '''Whether an argument is one of the operands that carry relevance.'''
+        return isinstance(tensor, torch.Tensor) and any(tensor is operand for operand in self.operands)
+
+
+def scaled(tensor, divisor):
+    '''Return a view of a tensor whose gradient arrives divided.'''
+    view = tensor.view_as(tensor)
+    view.register_hook(lambda grad: grad / divisor)
+    return view
+
+
+def proportional(call):
+    '''LRP-0 for anything linear in its operands together: ``g_x = J^T g_z``, which is autograd.'''
+    return call.run()
+
+
+def constant(call):
+    '''View the result as a constant: its backward pass is never run.'''
+    with torch.no_grad():
+        output = call.run_out_of_place() if call.inplace else call.run()
+    if call.inplace:
+        call.engine.note_gate(call)
+        call.args[0].copy_(output)
+        return call.engine.mark(call.args[0], role='constant')
+    call.engine.note_gate(call, output)
+    return output
+
+
+def uniform(call):
+    '''Share relevance evenly among the `n` factors of a product: ``g_x = J^T g_z / n``.'''
+    positions = FACTORS.get(call.operator.name, range(len(call.args)))
+    factors = [tensor for tensor in tensors_in(*(call.args[i] for i in positions)) if call.carries(tensor)]
+    if len(factors) < 2:
+        return call.run()
+    gates = [tensor for tensor in factors if call.engine.role(tensor) in SATURATING]
+    gates = gates if len(gates) < len(factors) else []
+    divisor = len(factors) - len(gates)
+
+    def factor(tensor):
+        if any(tensor is gate for gate in gates):
+            return tensor.detach()
+        return scaled(tensor, divisor) if call.carries(tensor) and divisor > 1 else tensor
+
+    args = tuple(substitute(arg, factor) if i in positions else arg for i, arg in enumerate(call.args))
+    if call.inplace:
+        return call.write_back(call.run_out_of_place(args))
+    return call.run(args)
+
+
+def product(call):
+    '''The product over a dimension: every one of its entries is a factor.'''
+    tensor, *rest = call.args
+    dim = rest[0] if rest else call.kwargs.get('dim')
+    return call.run((scaled(tensor, tensor.numel() if dim is None else tensor.shape[dim]), *rest))
+
+
+def quotient(call):
+    '''``a / b``: the denominator is a gate.'''
+    numerator, denominator = (1, 0) if call.operator.name == 'rtruediv' else (0, 1)
+    if call.kwargs.get('rounding_mode') is not None or not call.carries(call.args[numerator]):
+        return constant(call)
+    args = list(call.args)
+    if call.carries(args[denominator]):
+        args[denominator] = args[denominator].detach()
+    return call.run(args)
+
+
+def multiply(call):
+    '''Elementwise products and quotients.'''
+    name = call.operator.name
+    if name == 'prod':
+        return product(call)
+    if 'div' in name and name != 'addcdiv':
+        return quotient(call)
+    if name == 'addcdiv':
+        return opened(call)
+    return uniform(call)
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.ndim == 0)
+
+
+def add(call):
+    '''Sums. An activation plus a number does not vanish at zero any more, so it is a gate (elu + 1, 1 + tanh).'''
+    if call.operator.name == 'lerp' and len(call.args) > 2 and call.carries(call.args[2]):
+        return opened(call)
+    if len(call.operands) == 1 and call.engine.role(call.operands[0]) not in (None, 'constant'):
+        numbers = [arg for arg in call.args if arg is not call.operands[0]]
+        if len(call.args) == 2 and _is_number(numbers[0]) and float(numbers[0]) != 0.:
+            return constant(call)
+    return call.run()
+
+
+class _Scale(Function):
+    '''``y = a(x)`` with ``g_x = g_y * y / x``, and ``a'(0)`` where `x` is 0.'''
+    @staticmethod
+    def forward(ctx, x, function, slope):
+        y = function(x)
+        zero = x == 0
+        ctx.save_for_backward(torch.where(zero, slope, y / torch.where(zero, 1., x)))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        ratio, = ctx.saved_tensors
+        return grad * ratio, None, None
+
+
+@cache
+def _cached_slope(function, args, kwargs):
+    return _slope(function, args, dict(kwargs))
+
+
+def _slope(function, args, kwargs):
+    with torch.enable_grad():
+        zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        return torch.autograd.grad(function(zero, *args, **kwargs), zero)[0].item()
+
+
+def slope_at_zero(function, args, kwargs):
+    '''Return the derivative of an elementwise function at 0, for arguments that do not depend on the input.'''
+    try:
+        return _cached_slope(function, tuple(args), tuple(kwargs.items()))
+    except TypeError:
+        return _slope(function, args, kwargs)
+
+
+def activation(call):
+    '''Identity rule of an activation with ``a(0) = 0``: ``R_x = R_y``, so ``g_x = g_y * y / x``.'''
+    name = call.operator.name
+    if name in HOMOGENEOUS:
+        return call.run()
+    if not call.carries(call.args[0]) or (name in ('pow', 'ipow', 'float_power') and not _is_power(call.args[1])):
+        return constant(call)
+    operand, *rest = call.args
+    if call._positional_inplace():
+        rest[-1] = False
+    function = out_of_place(call.func, name) if call.operator.inplace else call.func
+    kwargs = {key: value for key, value in call.kwargs.items() if key != 'inplace'}
+    slope = slope_at_zero(function, rest, kwargs)
+    return call.write_back(_Scale.apply(operand, lambda x: function(x, *rest, **kwargs), slope))
+
+
+def _is_power(exponent):
+    return isinstance(exponent, (int, float)) and exponent >= 1
+
+
+class _Normalize(Function):
+    '''Normalization with the deviation held constant: ``g_x = (g_y w - mean(g_y w)) / std``.
+
+    The input is viewed as rows that are normalized one by one; `rms` leaves the mean alone.
+    '''
+    @staticmethod
+    def forward(ctx, x, function, weight, rms):
+        output, scale = function(x)
+        ctx.save_for_backward(scale, weight)
+        ctx.rms = rms
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        scale, weight = ctx.saved_tensors
+        weighted = grad if weight is None else grad * weight
+        rows = weighted.reshape(scale.numel(), -1)
+        rows = rows if ctx.rms else rows - rows.mean(-1, keepdim=True)
+        return (rows * scale.reshape(-1, 1)).reshape(grad.shape).to(grad.dtype), None, None, None
+
+
+def layer_norm(x, shape, weight=None, bias=None, eps=1e-5, *_):
+    def function(x):
+        output, _, scale = torch.native_layer_norm(x, shape, weight, bias, eps)
+        return output, scale
+    return _Normalize.apply(x, function, weight, False)
+
+
+def rms_norm(x, shape, weight=None, eps=None):
+    def function(x):
+        variance = x.square().mean(dim=tuple(range(-len(shape), 0)))
+        return functional.rms_norm(x, shape, weight, eps), torch.rsqrt(variance + stable)
+    stable = torch.finfo(x.dtype).eps if eps is None else eps
+    return _Normalize.apply(x, function, weight, True)
+
+
+def group_norm(x, groups, weight=None, bias=None, eps=1e-5, *_):
+    def function(x):
+        variance = x.reshape(x.shape[0] * groups, -1).var(-1, correction=0)
+        return functional.group_norm(x, groups, weight, bias, eps), torch.rsqrt(variance + eps)
+    return _Normalize.apply(x, function, _per_channel(weight, x), False)
+
+
+def _per_channel(weight, x):
+    return None if weight is None else weight.reshape(1, -1, *[1] * (x.ndim - 2))
+
+
+def instance_norm(x, mean=None, variance=None, weight=None, bias=None, use_input_stats=True, momentum=.1, eps=1e-5):
+    if use_input_stats:
+        return group_norm(x, x.shape[1], weight, bias, eps)
+    return functional.instance_norm(x, mean, variance, weight, bias, use_input_stats, momentum, eps)
+
+
+def batch_norm(x, mean, variance, weight=None, bias=None, training=False, *args):
+    if training:
+        raise UnsupportedModule('batch_norm in training mode mixes the samples of a batch; call model.eval() first')
+    return functional.batch_norm(x, mean, variance, weight, bias, False, *args)
+
+
+_NORMS = {
+    'layer_norm': layer_norm, 'rms_norm': rms_norm, 'group_norm': group_norm, 'instance_norm': instance_norm,
+    'batch_norm': batch_norm,
+}
+
+
+def normalization(call):
+    '''The deviation is a constant; subtracting the mean is linear.'''
+    if call.operator.name in ('batch_norm', 'instance_norm') and call.func is not getattr(functional, call.operator.name):
+        return opened(call)
+    affine = [arg for arg in call.args[1:] if call.carries(arg)]
+    if affine:
+        return opened(call)
+    x, *rest = call.args
+    if torch.is_autocast_enabled(x.device.type) and x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+        rest = [arg.float() if isinstance(arg, torch.Tensor) else arg for arg in rest]
+    return _NORMS[call.operator.name](x, *rest, **call.kwargs)
+
+
+def attention(call):
+    '''Fused softmax attention: queries, keys and mask are gates, the rest is linear in the values.'''
+    query, key, value, *rest = call.args
+    if not call.carries(value):
+        return constant(call)
+    rest = [arg.detach() if call.carries(arg) else arg for arg in rest]
+    kwargs = {name: arg.detach() if call.carries(arg) else arg for name, arg in call.kwargs.items()}
+    return call.func(query.detach(), key.detach(), value, *rest, **kwargs)
+
+
+def gate(call):
+    '''A function that does not vanish at zero: a constant. Of ``var_mean`` and ``std_mean`` the mean stays linear.'''
+    if call.operator.name in ('var_mean', 'std_mean'):
+        deviation, mean = call.run()
+        return deviation.detach(), mean
+    return constant(call)
+
+
+def select(call):
+    '''Pick values: autograd routes the relevance to those that were picked.'''
+    return call.run()
+
+
+def linear(call):
+    '''Weights times input, as a product of whichever of the two depend on the input.'''
+    if call.operator.name == 'grid_sample' and call.carries(call.args[1]):
+        if not call.carries(call.args[0]):
+            return constant(call)
+        return call.run((call.args[0], call.args[1].detach(), *call.args[2:]))
+    return uniform(call)
+
+
+def _glu(x, dim=-1):
+    value, gate = x.chunk(2, dim)
+    return value * torch.sigmoid(gate)
+
+
+def _cosine_similarity(x1, x2, dim=1, eps=1e-8):
+    x1 = x1 / x1.norm(dim=dim, keepdim=True).clamp_min(eps)
+    x2 = x2 / x2.norm(dim=dim, keepdim=True).clamp_min(eps)
+    return (x1 * x2).sum(dim)
+
+
+def _layer_norm(x, shape, weight=None, bias=None, eps=1e-5, *_):
+    return _affine(functional.layer_norm(x, shape, eps=eps), weight, bias)
+
+
+def _rms_norm(x, shape, weight=None, eps=None):
+    return _affine(functional.rms_norm(x, shape, eps=eps), weight, None)
+
+
+def _group_norm(x, groups, weight=None, bias=None, eps=1e-5, *_):
+    weight, bias = _per_channel(weight, x), _per_channel(bias, x)
+    return _affine(functional.group_norm(x, groups, eps=eps), weight, bias)
+
+
+def _affine(x, weight, bias):
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def _attention(query, key, value, mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
+    scores = query @ key.mT * (query.shape[-1] ** -.5 if scale is None else scale)
+    if is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return functional.dropout(scores.softmax(-1), dropout_p) @ value
+
+
+_COMPOSITIONS = {
+    'scaled_dot_product_attention': _attention,
+    'glu': _glu,
+    'cosine_similarity': _cosine_similarity,
+    'lerp': lambda start, end, weight: start + weight * (end - start),
+    'addcdiv': lambda x, tensor1, tensor2, *, value=1: x + value * (tensor1 / tensor2),
+    'layer_norm': _layer_norm, 'rms_norm': _rms_norm, 'group_norm': _group_norm,
+    'batch_norm': lambda x, weight, bias, mean, variance, training, momentum, eps, _: functional.batch_norm(
+        x, mean, variance, weight, bias, training, momentum, eps),
+    'instance_norm': lambda x, weight, bias, mean, variance, use_input_stats, momentum, eps, _: functional.instance_norm(
+        x, mean, variance, weight, bias, use_input_stats, momentum, eps),
+}
+
+
+@cache
+def _visible(function):
+    '''A copy of a Python function of torch that does not hand itself over to the mode, so that the mode sees its inside.'''
+    checks = {name: lambda *_: False for name in function.__globals__ if name.startswith('has_torch_function')}
+    copy = FunctionType(function.__code__, {**function.__globals__, **checks}, function.__name__, function.__defaults__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def opened(call):
+    '''Run the code that a composed function consists of under the engine's eyes.'''
+    function = _COMPOSITIONS.get(call.operator.name) or _visible(call.func)
+    call.opened = True
+    with call.engine:
+        output = function(*call.args, **call.kwargs)
+    return call.write_back(output)
+
+
+def taylor(call):
+    '''The softmax rule of AttnLRP, ``R_x = x (R_y - y sum(R_y))``: autograd, whose hidden bias absorbs relevance.'''
+    if call.operator.kind is not Kind.ATTENTION:
+        return call.run()
+    if call.engine.recorder is not None:
+        with call.engine.overriding({Kind.SOFTMAX: taylor}):
+            return opened(call)
+    operands = [arg if not call.carries(arg) else scaled(arg, divisor)
+                for arg, divisor in zip(call.args[:3], _attention_shares(call), strict=True)]
+    return call.func(*operands, *call.args[3:], **call.kwargs)
+
+
+def _attention_shares(call):
+    '''Divisors for query, key and value: the map and the values share evenly, so do queries and keys the map's part.'''
+    query, key, value = (call.carries(arg) for arg in call.args[:3])
+    first = 2 if value and (query or key) else 1
+    second = 2 if query and key else 1
+    return first * second, first * second, first
+
+
+#: The rule of each kind of operator, for operators to which a composite gives none.
+RULES = {
+    Kind.REARRANGE: proportional, Kind.SELECT: select, Kind.ADD: add, Kind.LINEAR: linear, Kind.EINSUM: uniform,
+    Kind.MULTIPLY: multiply, Kind.SOFTMAX: constant, Kind.ATTENTION: attention, Kind.GATE: gate,
+    Kind.ACTIVATION: activation, Kind.NORMALIZATION: normalization, Kind.COMPOSED: opened,
+}

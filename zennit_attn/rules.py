@@ -1,0 +1,191 @@
+'''Rules: Zennit hooks for operators and for the modules that consist of one.
+
+Each rule works in two places. On an operator module inside a context with
+:py:class:`~zennit_attn.canonizers.AttentionCanonizer` the engine asks for :py:meth:`OperatorRule.operate`. On a plain
+module under stock Zennit it is a :py:class:`~zennit.core.Hook` like any other: relevance in, relevance out.
+'''
+import torch
+from zennit.core import Hook
+
+from . import propagation
+from .engine import Engine
+from .operators import Kind
+
+
+class OperatorRule(Hook):
+    '''Base class of the rules.
+
+    On a module, the module's forward is run in the backward pass with the rule in place of the defaults of its `kinds`,
+    and ``R_x = x * J^T (R_z / (z + eps sign(z)))``, with the Jacobian as the rules define it.
+
+    Parameters
+    ----------
+    stabilizer: callable or float, optional
+        Stabilization of the outputs on a module. If a float, it is added to the denominator with the sign of each entry.
+        See :py:class:`zennit.core.Stabilizer`.
+    '''
+    #: The kinds of operators inside a module which follow the rule.
+    kinds = frozenset()
+
+    def __init__(self, stabilizer=1e-6):
+        super().__init__()
+        self.stabilizer = stabilizer
+
+    @staticmethod
+    def operate(call):
+        '''Run an operator such that autograd's backward pass is the rule, in the gradient domain.
+
+        Parameters
+        ----------
+        call: :py:class:`~zennit_attn.propagation.Call`
+
+        Returns
+        -------
+        object
+            What the operator returns.
+        '''
+        raise NotImplementedError
+
+    def forward(self, module, args, output):
+        '''Store the inputs.
+
+        Parameters
+        ----------
+        module: :py:class:`torch.nn.Module`
+        args: tuple
+            The positional inputs of the module.
+        output: :py:class:`torch.Tensor`
+        '''
+        self.stored_tensors['input'] = args
+
+    def backward(self, module, grad_input, grad_output):
+        '''Compute the relevance of the inputs.
+
+        Parameters
+        ----------
+        module: :py:class:`torch.nn.Module`
+        grad_input: tuple of :py:class:`torch.Tensor`
+            The plain gradients, of which the number counts.
+        grad_output: tuple of :py:class:`torch.Tensor`
+            The relevance of the outputs.
+
+        Returns
+        -------
+        tuple of :py:class:`torch.Tensor`
+            The relevance of each input, of the input's shape; None for inputs that are not floating point.
+        '''
+        inputs = self.stored_tensors['input']
+        leaves = [arg.detach().requires_grad_() if _is_float(arg) else arg for arg in inputs]
+        carrying = [leaf for leaf in leaves if _is_float(leaf)]
+        engine = Engine(module, self.stabilizer)
+        engine.override = dict.fromkeys(self.kinds, self.operate)
+        with torch.enable_grad():
+            output = engine.run(module.forward, tuple(leaves), {})
+        outputs = list(propagation.tensors_in(output))
+        relevance = iter(torch.autograd.grad(outputs, carrying, grad_output[:len(outputs)], allow_unused=True))
+        return tuple(next(relevance) if _is_float(leaf) else None for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+    def copy(self):
+        '''Return a copy of this rule, with its arguments.'''
+        return type(self)(stabilizer=self.stabilizer)
+
+
+def _is_float(value):
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+class Constant(OperatorRule):
+    '''View the output as a constant that passes no relevance on: ``R_x = 0``.
+
+    For gates, i.e. tensors that weigh others, such as softmax attention [1]_. A product of a gate and values then is linear
+    in the values, and conserves. What arrives at a gate itself, because it is not only multiplied, ends there.
+
+    Parameters
+    ----------
+    stabilizer: callable or float, optional
+        Accepted for uniformity; the rule divides by nothing.
+
+    References
+    ----------
+    .. [1] L. Arras, J. Arjona-Medina, M. Widrich, G. Montavon, M. Gillhofer, K.-R. Müller, S. Hochreiter, and W. Samek:
+           "Explaining and interpreting LSTMs," in: Explainable AI, 2019 (LRP-all: the gate is a constant);
+           A. Ali, T. Schnake, O. Eberle, G. Montavon, K.-R. Müller, and L. Wolf: "XAI for transformers: better
+           explanations through conservative propagation," ICML 2022, section 4.
+    '''
+    kinds = frozenset(Kind) - {Kind.PLAIN, Kind.REFUSED}
+    operate = staticmethod(propagation.constant)
+
+    def forward(self, module, args, output):
+        '''Nothing needs to be stored.'''
+
+    def backward(self, module, grad_input, grad_output):
+        '''Return zeros in the shape of each input.'''
+        return tuple(None if grad is None else torch.zeros_like(grad) for grad in grad_input)
+
+    def call_module(self, engine, module, function, args, kwargs):
+        '''Call a module so that its backward pass is never run.'''
+        with torch.no_grad():
+            return function(*args, **kwargs)
+
+
+class LRPZero(OperatorRule):
+    '''LRP-0 of whatever is linear: ``R_x = x * J^T (R_z / z)``, which in the gradient domain is plain autograd.
+
+    Conserves up to constants that are added, e.g. biases.
+    '''
+    kinds = frozenset({Kind.ADD, Kind.LINEAR, Kind.EINSUM, Kind.MULTIPLY})
+    operate = staticmethod(propagation.proportional)
+
+
+class Uniform(OperatorRule):
+    '''Share relevance evenly among the `n` factors of a product: ``R_x = x * J^T (R_z / z) / n``.
+
+    Conserves exactly: a product is linear in each factor, so each receives ``R / n``. Equation 15 of AttnLRP [1]_.
+
+    References
+    ----------
+    .. [1] R. Achtibat, S. M. V. Hatefi, M. Dreyer, A. Jain, T. Wiegand, S. Lapuschkin, and W. Samek: "AttnLRP:
+           attention-aware layer-wise relevance propagation for transformers," ICML 2024.
+    '''
+    kinds = frozenset({Kind.EINSUM, Kind.MULTIPLY, Kind.LINEAR})
+
+    @staticmethod
+    def operate(call):
+        '''Run the product with divided gradients; quotients keep their denominator constant.'''
+        return propagation.multiply(call) if call.operator.kind is Kind.MULTIPLY else propagation.uniform(call)
+
+
+class Identity(OperatorRule):
+    '''Pass relevance through an elementwise activation: ``R_x = R_y``, so ``g_x = g_y * y / x``.
+
+    Needs ``a(0) = 0``. Zennit calls it :py:class:`~zennit.rules.Pass`.
+    '''
+    kinds = frozenset({Kind.ACTIVATION})
+    operate = staticmethod(propagation.activation)
+
+    def backward(self, module, grad_input, grad_output):
+        '''Return the relevance of the output.'''
+        return grad_output
+
+
+class ConstantDeviation(OperatorRule):
+    '''Normalization with its deviation held constant: ``y = (x - mean(x)) / std w + b`` is linear in `x`.
+
+    The bias absorbs ``sum(b * g_y)``. See Ali et al. (ICML 2022), section 4.
+    '''
+    kinds = frozenset({Kind.NORMALIZATION})
+    operate = staticmethod(propagation.normalization)
+
+
+class TaylorSoftmax(OperatorRule):
+    '''The softmax rule of AttnLRP: ``R_x = x * (R_y - y * sum(R_y))``.
+
+    It is the first-order Taylor expansion at `x`, whose hidden bias absorbs relevance: a sink. Proposition 3.1 of AttnLRP
+    (Achtibat et al., ICML 2024). In the gradient domain it is plain autograd of the softmax.
+    '''
+    kinds = frozenset({Kind.SOFTMAX, Kind.ATTENTION})
+    #: The ledger measures what the hidden bias absorbs.
+    absorbs = True
+    operate = staticmethod(propagation.taylor)
+
+
