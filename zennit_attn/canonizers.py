@@ -9,7 +9,7 @@ from zennit.core import Hook
 
 from .engine import Engine, zennit_hooks
 from .errors import ContextError, UnsupportedModule
-from .layers import OPERATOR_MODULES, OperatorModule, softmax_type
+from .layers import OPERATOR_MODULES, MultiheadAttention, OperatorModule, softmax_type
 
 _CONTAINERS = (Sequential, ModuleList, ModuleDict, ParameterList, ParameterDict)
 _SOFTMAX = (torch.nn.Softmax, torch.nn.Softmin, torch.nn.Softmax2d, torch.nn.LogSoftmax)
@@ -92,7 +92,7 @@ class AttentionCanonizer(Canonizer):
         try:
             self._freeze(root_module)
             self._insert_operators(root_module)
-            self._replace_softmax(root_module)
+            self._replace_types(root_module)
             self._wrap_forward(root_module)
         except BaseException:
             self.remove()
@@ -151,11 +151,19 @@ class AttentionCanonizer(Canonizer):
         module._modules[name] = operator_module
         self._undo.append(lambda: module._modules.pop(name, None))
 
-    def _replace_softmax(self, root_module):
+    def _replace_types(self, root_module):
+        # Zennit counts both softmax and attention modules as elementwise activations and would give them Pass.
         for module in list(root_module.modules()):
             if type(module) in _SOFTMAX:
-                self._undo.append(lambda module=module, cls=type(module): setattr(module, '__class__', cls))
-                module.__class__ = softmax_type(type(module))
+                self._replace_type(module, softmax_type(type(module)))
+            elif type(module) is torch.nn.MultiheadAttention:
+                self._replace_type(module, MultiheadAttention)
+                for name, projection in module.projections().items():
+                    self._insert(module, name, projection)
+
+    def _replace_type(self, module, cls):
+        self._undo.append(lambda cls=type(module): setattr(module, '__class__', cls))
+        module.__class__ = cls
 
     def _wrap_forward(self, root_module):
         engine = self.engine

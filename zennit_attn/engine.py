@@ -487,7 +487,7 @@ class Engine(TorchFunctionMode):
     def apply_rule(self, module, function, hook, args, kwargs, name):
         '''Run one call of a module through its Zennit rule, and convert on both sides.'''
         carrying = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.requires_grad]
-        if len(carrying) > 1 and isinstance(hook, BasicHook):
+        if len(carrying) > 1 and isinstance(hook, (BasicHook, Pass)):
             raise UnsupportedRule(
                 f'rule {type(hook).__name__} on module {name!r}: the module has {len(carrying)} inputs that carry '
                 'relevance, and the rule can serve one only; leave the module without a rule, or give it '

@@ -161,3 +161,88 @@ def softmax_type(cls):
     forward, but is a :py:class:`Softmax` of ours.
     '''
     return type(cls.__name__, (Softmax,), {'forward': cls.forward, 'extra_repr': cls.extra_repr, '__module__': __name__})
+
+
+class MultiheadAttention(Module):
+    '''The type that a module of :py:class:`torch.nn.MultiheadAttention` gets while a canonizer is applied.
+
+    The packed projections are :py:class:`torch.nn.Linear` children ``canonizer_q``, ``canonizer_k`` and ``canonizer_v``, which
+    share the memory of the packed weights, and ``out_proj`` is called as a module, so that a rule for ``Linear`` reaches all
+    four. The forward is the same function (axes: `b` batch, `h` heads, `n` queries, `m` keys, `d` head).
+    '''
+    def projections(self):
+        '''Return the packed projections as linear modules, by the name of the child.'''
+        size = self.embed_dim
+        packed = (None,) * 3 if self.in_proj_weight is None else self.in_proj_weight.split(size)
+        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.split(size)
+        own = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        weights = [weight if shared is None else shared for weight, shared in zip(own, packed, strict=True)]
+        return {f'canonizer_{name}': _linear(weight, bias) for name, weight, bias in zip('qkv', weights, biases, strict=True)}
+
+    def forward(self, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None,
+                average_attn_weights=True, is_causal=False):
+        '''See :py:meth:`torch.nn.MultiheadAttention.forward`.'''
+        batched = query.ndim == 3
+        inputs = [x if batched else x.unsqueeze(0 if self.batch_first else 1) for x in (query, key, value)]
+        inputs = [x if self.batch_first else x.transpose(0, 1) for x in inputs]
+        heads = [self._split(x) for x in self._extended(*inputs)]
+        mask = self._mask(heads[0], heads[1], attn_mask, key_padding_mask if batched else _batch_of_one(key_padding_mask))
+        output, weights = self._attend(*heads, mask, need_weights)
+        output = self.out_proj(output.transpose(1, 2).flatten(2))
+        output = output if self.batch_first else output.transpose(0, 1)
+        output = output if batched else output.squeeze(0 if self.batch_first else 1)
+        if weights is not None:
+            weights = weights.mean(1) if average_attn_weights else weights
+            weights = weights if batched else weights.squeeze(0)
+        return output, weights
+
+    def _extended(self, query, key, value):
+        query, key, value = self.canonizer_q(query), self.canonizer_k(key), self.canonizer_v(value)
+        if self.bias_k is not None:
+            key = torch.cat([key, self.bias_k.expand(len(key), 1, -1)], 1)
+            value = torch.cat([value, self.bias_v.expand(len(value), 1, -1)], 1)
+        if self.add_zero_attn:
+            key, value = (torch.cat([x, x.new_zeros(len(x), 1, x.shape[-1])], 1) for x in (key, value))
+        return query, key, value
+
+    def _split(self, x):
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _mask(self, query, key, attn_mask, key_padding_mask):
+        '''Return the sum of all masks, broadcastable to b h n m, or None.'''
+        b, h, n, _ = query.shape
+        masks = []
+        if attn_mask is not None:
+            attn_mask = _additive(attn_mask, query)
+            masks.append(attn_mask.view(b, h, n, -1) if attn_mask.ndim == 3 else attn_mask)
+        if key_padding_mask is not None:
+            masks.append(_additive(key_padding_mask, query)[:, None, None, :])
+        extra = (self.bias_k is not None) + bool(self.add_zero_attn)
+        masks = [torch.nn.functional.pad(mask, (0, extra)) for mask in masks]
+        return sum(masks) if masks else None
+
+    def _attend(self, query, key, value, mask, need_weights):
+        dropout = self.dropout if self.training else 0.
+        if not need_weights:
+            return torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout), None
+        scores = query * self.head_dim ** -.5 @ key.transpose(-2, -1)
+        weights = (scores if mask is None else scores + mask).softmax(-1)
+        weights = torch.nn.functional.dropout(weights, dropout) if dropout else weights
+        return weights @ value, weights
+
+
+def _linear(weight, bias):
+    module = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device='meta')
+    module.weight = Parameter(weight.detach(), requires_grad=False)
+    module.bias = None if bias is None else Parameter(bias.detach(), requires_grad=False)
+    return module
+
+
+def _batch_of_one(mask):
+    return None if mask is None else mask.unsqueeze(0)
+
+
+def _additive(mask, like):
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -torch.inf)
