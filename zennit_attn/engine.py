@@ -537,8 +537,8 @@ class Engine(TorchFunctionMode):
         if self.last_gate is not None:
             name, module, line, reference = self.last_gate
             ends = reference is not None and any(reference() is output for output in outputs)
-            reason = f'{"its last" if ends else "the last gate is the"} operator {name} of module {module!r} is viewed ' \
-                     f'as a constant\n  {line}'
+            position = 'which it ends with' if ends else 'the last gate before it'
+            reason = f'the operator {name} of module {module!r}, {position}, is viewed as a constant\n  {line}'
         return (f'the output of {self.name_of(self.root)} carries no relevance: {reason}\n'
                 'explain the logits, i.e. what goes into a final softmax or sigmoid, or give that operator another rule')
 
@@ -592,7 +592,7 @@ def _scales(call):
 def _is_internal(frame):
     name = frame.f_globals.get('__name__', '')
     return name.split('.')[0] in ('torch', 'einops') or name in (
-        __name__, 'zennit_attn.propagation', 'zennit_attn.rules', 'zennit_attn.conservation', 'zennit_attn.canonizers')
+        __name__, 'zennit_attn.propagation', 'zennit_attn.rules', 'zennit_attn.layers', 'zennit_attn.conservation', 'zennit_attn.canonizers')
 
 
 def _to_positional(module, args, kwargs):
