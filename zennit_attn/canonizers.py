@@ -143,6 +143,7 @@ class AttentionCanonizer(Canonizer):
                 continue
             for kind, operator_type in OPERATOR_MODULES.items():
                 self._insert(module, f'canonizer_{kind.value}', operator_type())
+            self._undo.append(module.register_forward_hook(_checking(self.engine)).remove)
 
     def _insert(self, module, name, operator_module):
         if hasattr(module, name):
@@ -229,6 +230,13 @@ def zennit_hook(hook):
     '''Return the Zennit rule that a registered hook belongs to, or None.'''
     owner = getattr(hook, '__self__', None)
     return owner if isinstance(owner, Hook) else None
+
+
+def _checking(engine):
+    def hook(module, args, output):
+        if engine.running and torch._C._is_torch_function_enabled():
+            engine.check_output(module, output)
+    return hook
 
 
 def _standing_back(engine, hook):

@@ -7,6 +7,7 @@ from zennit.rules import Gamma
 from zennit.types import Convolution
 
 from .canonizers import AttentionCanonizer
+from .errors import ContextError
 from .layers import Attention, Softmax
 from .rules import TaylorSoftmax
 
@@ -87,22 +88,43 @@ class AttentionComposite(LayerMapComposite):
             raise
 
 
+    def inactive(self):
+        '''Not supported: rules here are the way operators run, not only how modules propagate.
+
+        Raises
+        ------
+        ContextError
+            Always.
+        '''
+        raise ContextError('composite.inactive() does not work with AttentionCanonizer; leave the context for plain gradients')
+
+
 @register_composite('cp_lrp')
 class CPLRP(AttentionComposite):
-    __doc__ = '''Conservative propagation: every gate is a constant, the rest LRP-0. Its ledger closes.
+    '''Conservative propagation: every gate is a constant, the rest LRP-0.
 
-    Attention maps, normalizations' deviations and other gates are viewed as constants (A. Ali et al., "XAI for
-    transformers: better explanations through conservative propagation," ICML 2022).
-    ''' + AttentionComposite.__doc__.partition('gammas.')[2]
+    Attention maps, deviations of normalizations and other gates are viewed as constants [1]_. Its ledger closes with biases
+    and positions as the only sinks. The arguments are those of :py:class:`AttentionComposite`.
+
+    References
+    ----------
+    .. [1] A. Ali, T. Schnake, O. Eberle, G. Montavon, K.-R. Müller, and L. Wolf: "XAI for transformers: better
+           explanations through conservative propagation," ICML 2022.
+    '''
 
 
 @register_composite('attn_lrp')
 class AttnLRP(AttentionComposite):
-    __doc__ = '''AttnLRP: the softmax follows its Taylor expansion, so queries and keys receive relevance too.
+    '''AttnLRP: the softmax follows its Taylor expansion, so that queries and keys receive relevance too.
 
-    The hidden bias of the expansion absorbs relevance, which the ledger shows as a sink. Products share evenly (R. Achtibat et
-    al., "AttnLRP: attention-aware layer-wise relevance propagation for transformers," ICML 2024).
-    ''' + AttentionComposite.__doc__.partition('gammas.')[2]
+    The hidden bias of the expansion absorbs relevance, which the ledger shows as a sink. Products share evenly [1]_. The
+    arguments are those of :py:class:`AttentionComposite`.
+
+    References
+    ----------
+    .. [1] R. Achtibat, S. M. V. Hatefi, M. Dreyer, A. Jain, T. Wiegand, S. Lapuschkin, and W. Samek: "AttnLRP:
+           attention-aware layer-wise relevance propagation for transformers," ICML 2024.
+    '''
     operator_map = (((Softmax, Attention), TaylorSoftmax()),)
 
 

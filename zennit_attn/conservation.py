@@ -268,6 +268,9 @@ class Recorder:
         if not isinstance(output, torch.Tensor) or not output.requires_grad or not value.any():
             return
         key = SinkKey(where, call.operator.name, *self._identify(call))
+        if call.inplace and output._base is not None:
+            # Relevance reaches a view that was written to through its base.
+            output, value = output._base, _within_base(output, value)
         output.register_hook(lambda grad: self.take(key, _inner(value, grad)))
 
     def _watch_softmax(self, call, where, output):
@@ -362,6 +365,13 @@ def _constant_part(call):
         kwargs = substitute(call.kwargs, zero)
         result = call.func(*args, **kwargs)
     return args[0] if call.inplace or result is None else result
+
+
+def _within_base(view, value):
+    base = torch.zeros_like(view._base.detach())
+    offset = view.storage_offset() - view._base.storage_offset() + base.storage_offset()
+    base.as_strided(view.shape, view.stride(), offset).copy_(value)
+    return base
 
 
 def _clamped_part(before, output):

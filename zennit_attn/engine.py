@@ -7,22 +7,29 @@ everything linear. Modules with a Zennit rule live in the relevance domain. Tens
 import inspect
 import linecache
 import sys
+import threading
 import weakref
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
 
 import torch
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.autograd.function import Function, once_differentiable
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from zennit.core import BasicHook, Hook, Stabilizer
 from zennit.rules import Pass
 
-from .errors import NoRelevance, UnsupportedModule, UnsupportedOperator, UnsupportedRule, UntrackedTensor
+from .errors import ContextError, NoRelevance, UnsupportedModule, UnsupportedOperator, UnsupportedRule, UntrackedTensor
 from .layers import OPERATOR_MODULES, OperatorModule
 from .operators import REASONS, Kind, lookup
 from .propagation import RULES, Call, tensors_in
+
+_CHECKPOINTING = (
+    'saved tensor hooks such as those of torch.utils.checkpoint compute parts of the model again in the backward pass, where '
+    'no rule can follow; turn checkpointing off (model.eval(), gradient_checkpointing_disable(), use_checkpoint=False)'
+)
 
 
 class Tag:
@@ -163,9 +170,10 @@ class RuledCall:
 
     def backward(self, relevance):
         '''Return the relevance of the inputs, given that of the outputs.'''
-        grads = self._gradient(relevance) if self._needs_gradient() else [None] * len(self.positions)
         if not self.source.active:
-            return grads
+            raise ContextError(f'rule {type(self.source).__name__} is inactive in the backward pass: composite.inactive() '
+                               'does not work with AttentionCanonizer')
+        grads = self._gradient(relevance) if self._needs_gradient() else [None] * len(self.positions)
         self.hook.pre_backward(self.module, None, relevance)
         # Most rules only look at the shape of the plain gradient, so the input stands in where it is not needed.
         stand_in = dict(zip(self.positions, grads, strict=True))
@@ -181,8 +189,7 @@ class RuledCall:
         return self.positions if len(result) == len(self.inputs) else range(len(self.positions))
 
     def _needs_gradient(self):
-        known = (BasicHook.backward, Pass.backward)
-        return not self.source.active or type(self.hook).backward not in known
+        return type(self.hook).backward not in (BasicHook.backward, Pass.backward)
 
     def _gradient(self, relevance):
         inputs = [self.inputs[position].clone().requires_grad_() for position in self.positions]
@@ -215,7 +222,7 @@ class Engine(TorchFunctionMode):
         self.ruled_kinds = frozenset()
         self.override = {}
         self.recorder = None
-        self.running = False
+        self.thread = None
         self.last_gate = None
         self.plain = Tag(None)
 
@@ -255,6 +262,7 @@ class Engine(TorchFunctionMode):
         '''Run the root's forward, with relevance at its inputs and outputs.'''
         self.survey()
         self.check_modules()
+        self.check_rules()
         self.plain = Tag(object())
         self.last_gate = None
         carrying = [tensor for tensor in tensors_in(args, kwargs) if tensor.requires_grad]
@@ -265,17 +273,41 @@ class Engine(TorchFunctionMode):
                 'a plain prediction in torch.no_grad()'
             )
         args, kwargs = tree_map_only(torch.Tensor, self._enter, (args, kwargs))
-        with _running(self), self:
+        with self._running(), disable_saved_tensors_hooks(_CHECKPOINTING), self:
             output = function(*args, **kwargs)
         return self._leave(output)
+
+    @contextmanager
+    def _running(self):
+        self.thread = threading.get_ident()
+        try:
+            yield
+        except RuntimeError as error:
+            if _CHECKPOINTING not in str(error):
+                raise
+            where = self.name_of(self._module_in(error.__traceback__))
+            raise UnsupportedModule(f'module {where!r}: {_CHECKPOINTING}') from error
+        finally:
+            self.thread = None
+
+    @property
+    def running(self):
+        '''Whether the root's forward runs, in this thread.'''
+        if self.thread is None:
+            return False
+        if self.thread != threading.get_ident():
+            raise ContextError(f'{self.name_of(self.root)} is being explained in another thread; call it there, or give '
+                               'each thread a copy of the model')
+        return True
 
     def _enter(self, tensor):
         return self.to_gradient(tensor) if tensor.requires_grad else tensor
 
     def _leave(self, output):
-        tensors = list(tensors_in(output)) or list(tensors_in(vars(output) if hasattr(output, '__dict__') else ()))
-        if not any(tensor.requires_grad for tensor in tensors):
+        tensors = list(tree_leaves(output))
+        if not any(isinstance(tensor, torch.Tensor) and tensor.requires_grad for tensor in tensors):
             raise NoRelevance(self._explain_loss(tensors))
+        self.check_output(self.root, output)
         return tree_map_only(torch.Tensor, partial(self.to_relevance, where='output'), output)
 
     def check_modules(self):
@@ -285,6 +317,16 @@ class Engine(TorchFunctionMode):
                 raise UnsupportedModule(
                     f'module {name!r}: batch_norm in training mode mixes the samples of a batch, so no sample has a '
                     'relevance of its own; call model.eval() first'
+                )
+
+    def check_rules(self):
+        '''Refuse rules that have been switched off: the conversions around them would stay on.'''
+        hooks = [(module, hook) for module, hooks in self.ruled.values() for hook in hooks]
+        for module, hook in [*hooks, *self.operator_hooks.values()]:
+            if not hook.active:
+                raise ContextError(
+                    f'rule {type(hook).__name__} on module {self.name_of(module)!r} is inactive: composite.inactive() does '
+                    'not work with AttentionCanonizer; leave the context for a plain gradient'
                 )
 
     # ---- the two domains ---------------------------------------------------------------------------------------------
@@ -333,6 +375,13 @@ class Engine(TorchFunctionMode):
                 f'{where}: a complex tensor has no relevance of its own; split it with torch.view_as_real')
         report = self.recorder and self.recorder.stabilizer(where)
         return _ToRelevance.apply(tensor, self.stabilizer, report)
+
+    def check_output(self, module, output):
+        '''Refuse what a module returns if it comes from code that the engine cannot see.'''
+        for tensor in tensors_in(output):
+            tag = getattr(tensor, 'lrp_tag', None)
+            if (tag is None or tag.forward is not self.plain.forward) and tensor.requires_grad:
+                self.check_tag(tensor, self.name_of(module))
 
     def check_tag(self, tensor, where=None):
         '''Refuse a carrying tensor that the engine has not produced in this forward.'''
@@ -424,13 +473,14 @@ class Engine(TorchFunctionMode):
             if target._base is not None and target._base.requires_grad:
                 self.mark(target._base)
             return
-        role = twin = None
-        if call.operator.kind is Kind.ACTIVATION:
+        if call.carries(output):
+            return
+        kind, role = call.operator.kind, None
+        if kind is Kind.ACTIVATION:
             role = call.operator.name
-        elif len(call.operands) == 1 and (call.operator.kind is Kind.REARRANGE or _scales(call)):
+        elif len(call.operands) == 1 and (kind is Kind.REARRANGE or _scales(call)):
             role = self.role(call.operands[0])
-        if self.ruled and call.operator.kind is Kind.REARRANGE:
-            twin = _Reindexed(call)
+        twin = _Reindexed(call) if self.ruled and kind in (Kind.REARRANGE, Kind.SELECT) else None
         self.mark(output, role, twin)
 
     # ---- rules of the composite --------------------------------------------------------------------------------------
@@ -521,6 +571,16 @@ class Engine(TorchFunctionMode):
             frame = frame.f_back
         return self.root
 
+    def _module_in(self, traceback):
+        '''Return the innermost module of the model in a traceback.'''
+        module = self.root
+        while traceback is not None:
+            code = traceback.tb_frame.f_code
+            first = traceback.tb_frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+            module = first if id(first) in self.names else module
+            traceback = traceback.tb_next
+        return module
+
     def locate(self):
         '''Return the dotted name of the module whose code is running, and the line that called the operator.'''
         frame = sys._getframe(1)
@@ -555,18 +615,6 @@ class Engine(TorchFunctionMode):
             'write the computation with torch functions, put it in a module and give that module a Zennit rule, or use '
             "AttentionCanonizer(unknown='gradient') to accept its plain gradient"
         )
-
-
-class _running:
-    '''Marks an engine as running.'''
-    def __init__(self, engine):
-        self.engine = engine
-
-    def __enter__(self):
-        self.engine.running = True
-
-    def __exit__(self, *_):
-        self.engine.running = False
 
 
 def zennit_hooks(module):

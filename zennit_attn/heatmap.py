@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from zennit.image import imgify
+from zennit.image import get_cmap
 
 
+_FOOTNOTE = ('red speaks for the class, blue against it; unaccounted: relevance found neither at the input nor in a named '
+             "sink, as a share of the output's")
 #: Diverging and white at its centre: red speaks for the target, blue against it.
 COLORS = 'bwr'
 
@@ -129,20 +131,27 @@ def colorize(relevance, limit=None, cmap=COLORS):
     limit: float, optional
         The absolute relevance that has the full colour. Default is the largest in the map.
     cmap: str or :py:class:`zennit.cmap.ColorMap`
-        Colour map as in :py:func:`zennit.image.imgify`.
+        Colour map as in :py:func:`zennit.image.get_cmap`.
 
     Returns
     -------
-    :py:class:`PIL.Image.Image`
-        Image of mode RGB, a pixel for each entry.
+    :py:class:`numpy.ndarray`
+        Colours between 0 and 1, of shape ``(height, width, 3)``.
     '''
     array = np.asarray(relevance.detach().to('cpu', torch.float64))
     if not np.isfinite(array).all():
         raise ValueError('The relevance has entries that are infinite or not a number.')
     limit = float(np.abs(array).max()) if limit is None else limit
     # an empty map has no scale of its own; any will show it white
-    limit = limit or 1.
-    return imgify(array, vmin=-limit, vmax=limit, cmap=cmap).convert('RGB')
+    # rounding can leave [0, 1] by a last digit
+    return get_cmap(cmap)((array / (limit or 1.) + 1.) / 2.).clip(0., 1.)
+
+
+def _grey_or_rgb(image, limits):
+    low, high = limits
+    array = np.asarray(image.detach().to('cpu', torch.float64)).transpose(1, 2, 0)
+    array = ((array - low) / (high - low)).clip(0., 1.)
+    return np.broadcast_to(array, (*array.shape[:2], 3))
 
 
 def figure(rows, title='', shared=False, cmap=COLORS):
@@ -158,7 +167,7 @@ def figure(rows, title='', shared=False, cmap=COLORS):
         Whether the heatmaps of a row share a scale. Default is that each has its own, symmetric around 0, because
         methods differ in magnitude.
     cmap: str or :py:class:`zennit.cmap.ColorMap`
-        Colour map as in :py:func:`zennit.image.imgify`.
+        Colour map as in :py:func:`zennit.image.get_cmap`.
 
     Returns
     -------
@@ -169,8 +178,9 @@ def figure(rows, title='', shared=False, cmap=COLORS):
         raise ValueError('A figure needs rows, and the same methods in each of them.')
     methods = list(rows[0].heatmaps)
     # sizes in inches: 1.5 for a picture, above it room for the title and a line of names
-    result = Figure((1.75 * (1 + len(methods)) + .35, 1.8 * len(rows) + .3 + .35 * bool(title)), layout='constrained')
+    result = Figure((1.75 * (1 + len(methods)) + .35, 1.8 * len(rows) + .5 + .3 * bool(title)), layout='constrained')
     result.suptitle(title, fontsize=11)
+    result.supxlabel(_FOOTNOTE, fontsize=7, color='.3')
     for axes, row in zip(result.subplots(len(rows), 1 + len(methods), squeeze=False), rows, strict=True):
         _draw_row(axes, row, methods, shared, cmap)
     for axis, name in zip(result.axes, ['input', *methods], strict=False):
@@ -179,8 +189,7 @@ def figure(rows, title='', shared=False, cmap=COLORS):
 
 
 def _draw_row(axes, row, methods, shared, cmap):
-    low, high = row.limits
-    _draw(axes[0], imgify(np.asarray(row.image.detach().cpu()), vmin=low, vmax=high, cmap='gray').convert('RGB'))
+    _draw(axes[0], _grey_or_rgb(row.image, row.limits))
     axes[0].set_ylabel(row.label, fontsize=10)
     limit = max(float(row.heatmaps[name].relevance.abs().max()) for name in methods) if shared else None
     for axis, name in zip(axes[1:], methods, strict=True):

@@ -41,17 +41,17 @@ class Operator(NamedTuple):
 NAMES = {
     Kind.PLAIN: '''
         all allclose any argmax argmin argsort argwhere array array_wrap backward bernoulli bincount bool bucketize
-        byte ceil char contains const_data_ptr count_nonzero data data_ptr deepcopy dense_dim detach detach_copy
-        device dim dim_order dlpack dlpack_device dtype element_size empty_like eq equal fix floor floor_divide
-        floordiv format full_like ge get_device grad grad_fn greater greater_equal gt heaviside histc hash_tensor
+        byte  char contains const_data_ptr count_nonzero data data_ptr deepcopy dense_dim detach detach_copy
+        device dim dim_order dlpack dlpack_device dtype element_size empty_like eq equal   
+         format full_like ge get_device grad grad_fn greater greater_equal gt  histc hash_tensor
         index int is_coalesced is_complex is_conj is_contiguous is_cpu is_cuda is_distributed is_floating_point
         is_inference is_leaf is_meta is_mkldnn is_mps is_neg is_nested is_nonzero is_pinned is_quantized is_same_size
         is_set_to is_shared is_signed is_sparse is_sparse_csr is_view isclose isfinite isin isinf isnan isneginf isposinf
         isreal item itemsize layout le len less less_equal logical_and logical_not logical_or logical_xor long lt
         multinomial name nbytes ndim ndimension ne nelement nonzero nonzero_static not_equal numel numpy one_hot
-        ones_like output_nr register_hook repr requires_grad retain_grad retains_grad round
-        searchsorted sgn shape short sign signbit size storage storage_offset storage_type stride tolist trunc unique
-        unique_consecutive untyped_storage version zeros_like rfloordiv base rand_like randn_like
+        ones_like output_nr register_hook repr requires_grad retain_grad retains_grad 
+        searchsorted  shape short  signbit size storage storage_offset storage_type stride tolist  unique
+        unique_consecutive untyped_storage version zeros_like  base rand_like randn_like
         new_empty new_full new_ones new_tensor new_zeros new_empty_strided nextafter bitwise_and bitwise_or bitwise_not
         is_xpu is_ipu is_xla is_maia is_mtia is_vulkan
         ''',
@@ -97,10 +97,10 @@ NAMES = {
     Kind.SOFTMAX: 'softmax softmin gumbel_softmax log_softmax',
     Kind.ATTENTION: 'scaled_dot_product_attention',
     Kind.GATE: '''
-        acos acosh angle arccos arccosh cdist cholesky cos cosh cumprod det digamma dist entr erfc erfcx exp exp2 expit
-        frobenius_norm hardsigmoid hypot i0 i0e lgamma log log10 log2 log_ndtr logaddexp logaddexp2 logcumsumexp logdet
+        acos acosh angle arccos arccosh cdist ceil cholesky cos cosh cumprod det digamma dist entr erfc erfcx exp exp2 expit
+        fix floor floor_divide floordiv frobenius_norm hardsigmoid heaviside hypot i0 i0e lgamma log log10 log2 log_ndtr logaddexp logaddexp2 logcumsumexp logdet
         logit logsigmoid logsumexp matrix_norm ndtr norm norm_except_dim nuclear_norm pairwise_distance pdist polar
-        reciprocal rpow rsqrt sigmoid sinc softplus sqrt std var vector_norm std_mean var_mean
+        reciprocal rfloordiv round rpow rsqrt sgn sigmoid sign sinc softplus sqrt std std_mean trunc var var_mean vector_norm
         ''',
     Kind.ACTIVATION: '''
         abs absolute arcsin arcsinh arctan arctanh asin asinh atan atanh celu elu erf erfinv expm1 gelu hardshrink

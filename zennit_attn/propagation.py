@@ -178,11 +178,16 @@ def add(call):
     '''Sums. An activation plus a number does not vanish at zero any more, so it is a gate (elu + 1, 1 + tanh).'''
     if call.operator.name == 'lerp' and len(call.args) > 2 and call.carries(call.args[2]):
         return opened(call)
-    if len(call.operands) == 1 and call.engine.role(call.operands[0]) not in (None, 'constant'):
-        numbers = [arg for arg in call.args if arg is not call.operands[0]]
-        if len(call.args) == 2 and _is_number(numbers[0]) and float(numbers[0]) != 0.:
-            return constant(call)
+    if len(call.operands) == 1 and call.engine.role(call.operands[0]) and _adds_a_number(call):
+        return constant(call)
     return call.run()
+
+
+def _adds_a_number(call):
+    if call.operator.name not in ('add', 'radd', 'iadd', 'sub', 'subtract', 'rsub', 'isub') or len(call.args) != 2:
+        return False
+    number = call.args[1] if call.args[0] is call.operands[0] else call.args[0]
+    return _is_number(number) and float(number) != 0.
 
 
 class _Scale(Function):
