@@ -122,20 +122,17 @@ class AttentionCanonizer(Canonizer):
         self._undo.append(release)
 
     def _freeze(self, root_module):
-        # Zennit 1.0 replaces Parameter objects while a rule runs, so the objects themselves are put back too.
-        state = [(module, name, parameter, parameter.requires_grad)
-                 for module in root_module.modules() for name, parameter in module._parameters.items()
-                 if parameter is not None]
-
-        def restore():
-            for module, name, parameter, requires_grad in state:
-                current = module._parameters.get(name)
-                if current is not None and current.data_ptr() == parameter.data_ptr():
-                    module._parameters[name] = parameter
-                parameter.requires_grad_(requires_grad)
-        self._undo.append(restore)
-        for _, _, parameter, _ in state:
-            parameter.requires_grad_(False)
+        for module in root_module.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    self._undo.append(_restoring_parameter(module, name, parameter, parameter.requires_grad))
+                    parameter.requires_grad_(False)
+            # Zennit 1.0 merges batch norms into plain attributes that hide the parameters.
+            for attributes in (module.__dict__, module._buffers):
+                for name, tensor in list(attributes.items()):
+                    if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                        attributes[name] = tensor.detach()
+                        self._undo.append(_restoring(attributes, name, attributes[name], tensor))
 
     def _insert_operators(self, root_module):
         for module in list(root_module.modules()):
@@ -178,6 +175,23 @@ class AttentionCanonizer(Canonizer):
             installed.update()
             return engine.run(function, args, kwargs)
         root_module.__dict__['forward'] = forward
+
+
+def _restoring(attributes, name, replacement, tensor):
+    def restore():
+        if attributes.get(name) is replacement:
+            attributes[name] = tensor
+    return restore
+
+
+def _restoring_parameter(module, name, parameter, requires_grad):
+    def restore():
+        # Zennit 1.0 replaces Parameter objects while a rule runs, so the object itself is put back too.
+        current = module._parameters.get(name)
+        if current is not None and current.data_ptr() == parameter.data_ptr():
+            module._parameters[name] = parameter
+        parameter.requires_grad_(requires_grad)
+    return restore
 
 
 class _Installed:
