@@ -377,13 +377,61 @@ def select(call):
     return call.run()
 
 
+class _Linear(Function):
+    '''``z = x W^T + b`` with constant weights, whose backward pass skips what received no relevance.
+
+    Queries and keys of a packed projection receive none, nor do tokens that nobody looks at any more.
+    '''
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(weight)
+        return functional.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        weight, = ctx.saved_tensors
+        rows = grad.reshape(-1, grad.shape[-1])
+        return _sparse_matmul(rows, weight).reshape(*grad.shape[:-1], -1), None, None
+
+
+def _sparse_matmul(rows, weight):
+    '''``rows @ weight`` without the rows and columns that are zero, where a sample of them says that it is worth it.'''
+    columns = _nonzero(rows.t())
+    if columns is not None:
+        rows, weight = rows[:, columns], weight[columns]
+    some = _nonzero(rows)
+    if some is None:
+        return rows @ weight
+    result = rows.new_zeros(len(rows), weight.shape[1])
+    result[some] = rows[some] @ weight
+    return result
+
+
+def _nonzero(rows, sample=16):
+    '''Return a mask of the rows that are not zero, or None if most of them are not.'''
+    probe = rows[:, ::max(1, rows.shape[1] // sample)] != 0
+    if probe.any(1).float().mean() > .75:
+        return None
+    return (rows != 0).any(1)
+
+
 def linear(call):
     '''Weights times input, as a product of whichever of the two depend on the input.'''
     if call.operator.name == 'grid_sample' and call.carries(call.args[1]):
         if not call.carries(call.args[0]):
             return constant(call)
         return call.run((call.args[0], call.args[1].detach(), *call.args[2:]))
+    if call.func is functional.linear and _may_skip(call):
+        return _Linear.apply(*call.args, *[None] * (3 - len(call.args)))
     return uniform(call)
+
+
+def _may_skip(call):
+    '''Looking for zeros is worth it on a CPU only; autocast computes in another type than its operands have.'''
+    operand = call.args[0]
+    only = len(call.operands) == 1 and call.carries(operand) and not call.kwargs and operand.ndim > 1
+    return only and operand.device.type == 'cpu' and not torch.is_autocast_enabled('cpu') and not operand.is_complex()
 
 
 def _glu(x, dim=-1):
