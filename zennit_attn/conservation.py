@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from .canonizers import engine_of
+from .canonizers.attention import engine_of
 from .engine import zennit_hooks
 from .errors import NoRelevance
 from .operators import AFFINE, FACTORS, Kind
@@ -246,59 +246,10 @@ class Recorder:
         return report
 
     def begin(self, call, module, hook):
-        '''Note that an operator runs; return a function that is told what it returned.'''
+        '''Note that an operator runs; return what is told its results.'''
         where = self.engine.name_of(self.engine.running_module())
         self._count(call, where, hook)
-        value = _constant_part(call)
-        before = call.operands[0].detach().clone() if call.operator.name in _CLAMPS else None
-
-        def record(output):
-            target = call.args[0] if output is None or call.inplace else output
-            if call.opened:
-                return
-            if before is not None and len(call.operands) == 1:
-                self._watch(call, where, target, _clamped_part(before, target))
-            elif value is not None:
-                self._watch(call, where, target, value)
-            elif hook is not None and getattr(hook, 'absorbs', None) and call.operator.kind is Kind.SOFTMAX:
-                self._watch_softmax(call, where, target)
-        return record
-
-    def _watch(self, call, where, output, value):
-        if not isinstance(output, torch.Tensor) or not output.requires_grad or not value.any():
-            return
-        key = SinkKey(where, call.operator.name, *self._identify(call))
-        if call.inplace and output._base is not None:
-            # Relevance reaches a view that was written to through its base.
-            output, value = output._base, _within_base(output, value)
-        output.register_hook(lambda grad: self.take(key, _inner(value, grad)))
-
-    def _watch_softmax(self, call, where, output):
-        if not output.requires_grad:
-            return
-        operand, result = call.operands[0].detach(), output.detach()
-        dim = _softmax_dim(call)
-        key = SinkKey(where, call.operator.name, 'taylor', 'hidden bias')
-
-        def absorb(grad):
-            inner = result * (grad - (result * grad).sum(dim, keepdim=True))
-            self.take(key, _inner(result, grad).sum() - _inner(operand, inner).sum())
-        output.register_hook(absorb)
-
-    def _identify(self, call):
-        factors = FACTORS.get(call.operator.name, ())
-        candidates = [tensor for i, arg in enumerate(call.args) if i not in factors for tensor in tensors_in(arg)]
-        candidates += list(tensors_in(call.kwargs))
-        if call.operator.kind is Kind.NORMALIZATION:
-            candidates = [arg for arg in call.args[-4:] if isinstance(arg, torch.Tensor)]
-        names = [self.names[_storage(tensor)] for tensor in candidates
-                 if not call.carries(tensor) and _storage(tensor) in self.names]
-        biases = [name for name in names if name.endswith('bias')]
-        if biases:
-            return 'bias', biases[0]
-        if names:
-            return 'parameter', ', '.join(dict.fromkeys(names))
-        return 'constant', _number(call)
+        return _Record(self, call, where, hook)
 
     def _count(self, call, where, hook):
         if call.operator.kind is Kind.COMPOSED:
@@ -334,6 +285,85 @@ class Recorder:
         return view
 
 
+class _Record:
+    '''What one operator adds or absorbs, in the domain that its result is used in.'''
+    def __init__(self, recorder, call, where, hook):
+        self.recorder = recorder
+        self.call = call
+        self.where = where
+        self.absorbs = getattr(hook, 'absorbs', False) and call.operator.kind is Kind.SOFTMAX
+        self.added = _constant_part(call)
+        bounded = call.operator.name in _CLAMPS and len(call.operands) == 1
+        self.before = call.operands[0].detach().clone() if bounded else None
+
+    def returned(self, output):
+        '''The operator has returned, in the gradient domain: a constant `c` absorbs ``c * g``.'''
+        call = self.call
+        output = call.args[0] if output is None or call.inplace else output
+        if call.opened or not isinstance(output, torch.Tensor) or not output.requires_grad:
+            return
+        if self.before is not None:
+            self.added = torch.where(self._kept(output), 0., output.detach())
+        if self.absorbs:
+            self._watch_softmax(output)
+        elif self.added is not None and self.added.any():
+            self._watch(output, self.added)
+
+    def moved(self, outputs):
+        '''The same in the relevance domain: what arrives where a constant was put is absorbed.'''
+        key = self._key()
+        if self.before is not None:
+            constant = ~self._kept(outputs[0])
+        elif self.added is not None:
+            constant = _constant_part(self.call, 1.) == self.added
+        else:
+            return
+        outputs[0].register_hook(lambda relevance: self.recorder.take(key, relevance * constant))
+
+    def _kept(self, output):
+        return self.before == output.detach()
+
+    def _key(self):
+        return SinkKey(self.where, self.call.operator.name, *self._identify())
+
+    def _watch(self, output, value):
+        if self.call.inplace and output._base is not None:
+            # Relevance reaches a view that was written to through its base.
+            output, value = output._base, _within_base(output, value)
+        key = self._key()
+        output.register_hook(lambda grad: self.recorder.take(key, _inner(value, grad)))
+
+    def _watch_softmax(self, output):
+        operand, result, dim = self.call.operands[0].detach(), output.detach(), _softmax_dim(self.call)
+        key = SinkKey(self.where, self.call.operator.name, 'taylor', 'hidden bias')
+
+        def absorb(grad):
+            if self.call.operator.name == 'log_softmax':
+                inner = grad - result.exp() * grad.sum(dim, keepdim=True)
+            else:
+                inner = result * (grad - (result * grad).sum(dim, keepdim=True))
+            inner = -inner if self.call.operator.name == 'softmin' else inner
+            self.recorder.take(key, _inner(result, grad).sum() - _inner(operand, inner).sum())
+        output.register_hook(absorb)
+
+    def _identify(self):
+        names = [self.recorder.names[_storage(tensor)] for tensor in self._constants()
+                 if _storage(tensor) in self.recorder.names]
+        biases = [name for name in names if name.endswith('bias')]
+        if biases:
+            return 'bias', biases[0]
+        if names:
+            return 'parameter', ', '.join(dict.fromkeys(names))
+        return 'constant', _number(self.call)
+
+    def _constants(self):
+        call, factors = self.call, FACTORS.get(self.call.operator.name, ())
+        if call.operator.kind is Kind.NORMALIZATION:
+            factors = (0,)
+        positional = [tensor for i, arg in enumerate(call.args) if i not in factors for tensor in tensors_in(arg)]
+        return [tensor for tensor in [*positional, *tensors_in(call.kwargs)] if not call.carries(tensor)]
+
+
 def _named_tensors(model):
     yield from model.named_buffers()
     yield from model.named_parameters()
@@ -349,14 +379,14 @@ def _inner(value, grad):
     return torch.where(grad == 0, torch.zeros_like(product), product).real.double().sum()
 
 
-def _constant_part(call):
+def _constant_part(call, value=0.):
     '''What an operator that is affine in its operands returns when these are zero, or None if it adds nothing.'''
     if call.operator.name not in AFFINE or call.operator.kind is Kind.COMPOSED:
         return None
 
     def zero(tensor):
         carries = call.carries(tensor)
-        return torch.zeros_like(tensor.detach()) if carries else tensor
+        return torch.full_like(tensor.detach(), value) if carries else tensor
 
     with torch.no_grad():
         args = [substitute(arg, zero) for arg in call.args]
@@ -372,11 +402,6 @@ def _within_base(view, value):
     offset = view.storage_offset() - view._base.storage_offset() + base.storage_offset()
     base.as_strided(view.shape, view.stride(), offset).copy_(value)
     return base
-
-
-def _clamped_part(before, output):
-    '''The bounds, where they were taken; half of them where both are equal and autograd shares.'''
-    return torch.where(before == output.detach(), 0., output.detach())
 
 
 def _softmax_dim(call):

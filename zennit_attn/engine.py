@@ -56,10 +56,11 @@ class _Source:
 
 class _Reindexed:
     '''The twin of a re-indexed tensor: the same function of the twins of its operands, computed when asked for.'''
-    __slots__ = ('call', 'versions', 'index', 'outputs')
+    __slots__ = ('call', 'record', 'versions', 'outputs')
 
-    def __init__(self, call):
+    def __init__(self, call, record):
         self.call = call
+        self.record = record
         self.versions = [(tensor, tensor._version) for tensor in tensors_in(call.args, call.kwargs)]
         self.outputs = None
 
@@ -75,7 +76,10 @@ class _Reindexed:
         args, kwargs = tree_map_only(
             torch.Tensor, lambda tensor: twins.get(id(tensor), tensor), (self.call.args, self.call.kwargs))
         with torch._C.DisableTorchFunction():
-            return list(tensors_in(self.call.func(*args, **kwargs)))
+            outputs = list(tensors_in(self.call.func(*args, **kwargs)))
+            if self.record is not None:
+                self.record.moved(outputs)
+        return outputs
 
 
 def twin_of(tensor):
@@ -137,7 +141,8 @@ class _Ruled(Function):
 
 class RuledCall:
     '''One call of a module through a copy of its Zennit rule.'''
-    def __init__(self, module, function, hook, args, kwargs, report):
+    def __init__(self, engine, module, function, hook, args, kwargs, report):
+        self.engine = engine
         self.module = module
         self.function = function
         self.source = hook
@@ -173,6 +178,10 @@ class RuledCall:
         if not self.source.active:
             raise ContextError(f'rule {type(self.source).__name__} is inactive in the backward pass: composite.inactive() '
                                'does not work with AttentionCanonizer')
+        with self.engine.resting():
+            return self._backward(relevance)
+
+    def _backward(self, relevance):
         grads = self._gradient(relevance) if self._needs_gradient() else [None] * len(self.positions)
         self.hook.pre_backward(self.module, None, relevance)
         # Most rules only look at the shape of the plain gradient, so the input stands in where it is not needed.
@@ -216,6 +225,7 @@ class Engine(TorchFunctionMode):
         self.root = root
         self.stabilizer = Stabilizer.ensure(stabilizer)
         self.unknown = unknown
+        self.families = set()
         self.names = {}
         self.ruled = {}
         self.operator_hooks = {}
@@ -223,6 +233,7 @@ class Engine(TorchFunctionMode):
         self.override = {}
         self.recorder = None
         self.thread = None
+        self.rests = 0
         self.last_gate = None
         self.plain = Tag(None)
 
@@ -289,6 +300,15 @@ class Engine(TorchFunctionMode):
             raise UnsupportedModule(f'module {where!r}: {_CHECKPOINTING}') from error
         finally:
             self.thread = None
+
+    @contextmanager
+    def resting(self):
+        '''Let modules that the engine has taken over run as they are, e.g. in the backward pass of their rule.'''
+        self.rests += 1
+        try:
+            yield
+        finally:
+            self.rests -= 1
 
     @property
     def running(self):
@@ -411,8 +431,9 @@ class Engine(TorchFunctionMode):
     def dispatch(self, operator, func, args, kwargs, operands):
         '''Run a function on operands that carry relevance.'''
         for operand in operands:
-            self.check_tag(operand)
-        if any(operand.lrp_tag.role == 'constant' for operand in operands):
+            if operand.grad_fn is not None:
+                self.check_tag(operand)
+        if any(self._is_constant(operand) for operand in operands):
             args, kwargs = self._detach_constants(operator, args, kwargs)
             operands = [tensor for tensor in tensors_in(args, kwargs) if tensor.requires_grad]
             if not operands:
@@ -428,18 +449,22 @@ class Engine(TorchFunctionMode):
             output = self._apply_hook(call, module, hook)
         else:
             output = self.override.get(operator.kind, RULES[operator.kind])(call)
-        self._tag_output(call, output)
+        self._tag_output(call, output, record)
         if record is not None:
-            record(output)
+            record.returned(output)
         return output
 
     def _detach_constants(self, operator, args, kwargs):
         target = args[0] if operator is not None and operator.inplace and args else None
 
         def detached(tensor):
-            constant = tensor is not target and tensor.requires_grad and self.role(tensor) == 'constant'
+            constant = tensor is not target and tensor.requires_grad and self._is_constant(tensor)
             return tensor.detach() if constant else tensor
         return tree_map_only(torch.Tensor, detached, (args, kwargs))
+
+    def _is_constant(self, tensor):
+        '''Whether a tensor that requires a gradient carries none: a gate written in place, a parameter outside the model.'''
+        return self.role(tensor) == 'constant' or tensor.grad_fn is None
 
     def _run_unknown(self, operator, func, args, kwargs):
         name = getattr(func, '__name__', str(func)) if operator is None else operator.name
@@ -465,7 +490,7 @@ class Engine(TorchFunctionMode):
             f'torch.no_grad, where no relevance can follow\n  {line}\ntake the write out of torch.no_grad'
         )
 
-    def _tag_output(self, call, output):
+    def _tag_output(self, call, output, record):
         if output is None or call.inplace:
             target = call.args[0]
             if self.role(target) != 'constant' or call.operator.kind is Kind.REARRANGE:
@@ -480,7 +505,8 @@ class Engine(TorchFunctionMode):
             role = call.operator.name
         elif len(call.operands) == 1 and (kind is Kind.REARRANGE or _scales(call)):
             role = self.role(call.operands[0])
-        twin = _Reindexed(call) if self.ruled and kind in (Kind.REARRANGE, Kind.SELECT) else None
+        moves = kind in (Kind.REARRANGE, Kind.SELECT) and not call.kwargs.get('accumulate')
+        twin = _Reindexed(call, record) if self.ruled and moves else None
         self.mark(output, role, twin)
 
     # ---- rules of the composite --------------------------------------------------------------------------------------
@@ -545,7 +571,7 @@ class Engine(TorchFunctionMode):
             )
         args = tuple(self.to_relevance(arg, name) if isinstance(arg, torch.Tensor) else arg for arg in args)
         report = self.recorder and self.recorder.rule(name, module, hook)
-        call = RuledCall(module, function, hook, args, kwargs, report)
+        call = RuledCall(self, module, function, hook, args, kwargs, report)
         outputs = iter(_Ruled.apply(call, *(args[position] for position in call.positions)))
         structure, call.structure = call.structure, None
         return tree_map_only(
@@ -604,14 +630,14 @@ class Engine(TorchFunctionMode):
 
     def _explain_untracked(self, tensor, tag, where):
         module, line = self.locate()
-        origin = 'a leaf that requires a gradient' if tensor.grad_fn is None else type(tensor.grad_fn).__name__
+        origin = type(tensor.grad_fn).__name__
         if tag is not None:
             origin += ', kept from an earlier forward'
         at = where or module
         return (
             f'module {at!r}: a tensor of shape {tuple(tensor.shape)} requires a gradient but comes from code that the '
-            f'engine cannot see ({origin}): a custom torch.autograd.Function, TorchScript, a compiled function or '
-            f'kernel, or an attribute that requires a gradient\n  {line}\n'
+            f'engine cannot see ({origin}): a custom torch.autograd.Function, TorchScript, a compiled function or kernel\n'
+            f'  {line}\n'
             'write the computation with torch functions, put it in a module and give that module a Zennit rule, or use '
             "AttentionCanonizer(unknown='gradient') to accept its plain gradient"
         )
@@ -640,7 +666,8 @@ def _scales(call):
 def _is_internal(frame):
     name = frame.f_globals.get('__name__', '')
     return name.split('.')[0] in ('torch', 'einops') or name in (
-        __name__, 'zennit_attn.propagation', 'zennit_attn.rules', 'zennit_attn.layers', 'zennit_attn.conservation', 'zennit_attn.canonizers')
+        __name__, 'zennit_attn.propagation', 'zennit_attn.rules', 'zennit_attn.layers',
+        'zennit_attn.conservation') or name.startswith('zennit_attn.canonizers')
 
 
 def _to_positional(module, args, kwargs):

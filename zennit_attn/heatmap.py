@@ -6,9 +6,10 @@ import torch
 from matplotlib.figure import Figure
 from zennit.image import get_cmap
 
-
-_FOOTNOTE = ('red speaks for the class, blue against it; unaccounted: relevance found neither at the input nor in a named '
-             "sink, as a share of the output's")
+_FOOTNOTE = (
+    'red speaks for the class, blue against it; unaccounted: relevance found neither at the input nor in a named sink, '
+    "as a share of the output's"
+)
 #: Diverging and white at its centre: red speaks for the target, blue against it.
 COLORS = 'bwr'
 
@@ -20,7 +21,7 @@ class Heatmap:
     Attributes
     ----------
     relevance: :py:class:`torch.Tensor`
-        Relevance of shape ``(height, width)``, see :py:func:`pixel_relevance`.
+        Relevance of pixels or patches, of shape ``(height, width)``, see :py:func:`pixel_relevance`.
     output: float, optional
         Relevance at the model's output.
     unaccounted: float, optional
@@ -35,6 +36,8 @@ class Heatmap:
         if self.unaccounted is None:
             return ''
         unaccounted = float(self.unaccounted) / abs(float(self.output)) if self.output else float(self.unaccounted)
+        if unaccounted == 0.:
+            return 'unaccounted 0'
         return f'unaccounted {unaccounted:.0e}' if abs(unaccounted) < 1e-3 else f'unaccounted {unaccounted:.1%}'
 
 
@@ -73,7 +76,7 @@ def pixel_relevance(relevance):
         Relevance of pixels, of shape ``(..., height, width)``.
     '''
     if relevance.ndim < 3:
-        raise ValueError(f'The relevance of an image has channels, height and width, not shape {tuple(relevance.shape)}.')
+        raise ValueError(f'An image has channels, height and width; the relevance has shape {tuple(relevance.shape)}.')
     return relevance.sum(dim=-3)
 
 
@@ -129,7 +132,7 @@ def colorize(relevance, limit=None, cmap=COLORS):
     relevance: :py:class:`torch.Tensor`
         Relevance of shape ``(height, width)``.
     limit: float, optional
-        The absolute relevance that has the full colour. Default is the largest in the map.
+        The absolute relevance from which on the colour is full. Default is the largest in the map.
     cmap: str or :py:class:`zennit.cmap.ColorMap`
         Colour map as in :py:func:`zennit.image.get_cmap`.
 
@@ -142,8 +145,7 @@ def colorize(relevance, limit=None, cmap=COLORS):
     if not np.isfinite(array).all():
         raise ValueError('The relevance has entries that are infinite or not a number.')
     limit = float(np.abs(array).max()) if limit is None else limit
-    # an empty map has no scale of its own; any will show it white
-    # rounding can leave [0, 1] by a last digit
+    # any limit shows an empty map white; the clip is for the last digit, matplotlib warns of it
     return get_cmap(cmap)((array / (limit or 1.) + 1.) / 2.).clip(0., 1.)
 
 
@@ -154,7 +156,7 @@ def _grey_or_rgb(image, limits):
     return np.broadcast_to(array, (*array.shape[:2], 3))
 
 
-def figure(rows, title='', shared=False, cmap=COLORS):
+def figure(rows, title='', shared=False, clip=.01, cmap=COLORS):
     '''Draw inputs beside their heatmaps.
 
     Parameters
@@ -166,6 +168,9 @@ def figure(rows, title='', shared=False, cmap=COLORS):
     shared: bool
         Whether the heatmaps of a row share a scale. Default is that each has its own, symmetric around 0, because
         methods differ in magnitude.
+    clip: float
+        Share of the pixels with the largest absolute relevance that get the full colour, so that one strong pixel does
+        not hide all others.
     cmap: str or :py:class:`zennit.cmap.ColorMap`
         Colour map as in :py:func:`zennit.image.get_cmap`.
 
@@ -182,17 +187,21 @@ def figure(rows, title='', shared=False, cmap=COLORS):
     result.suptitle(title, fontsize=11)
     result.supxlabel(_FOOTNOTE, fontsize=7, color='.3')
     for axes, row in zip(result.subplots(len(rows), 1 + len(methods), squeeze=False), rows, strict=True):
-        _draw_row(axes, row, methods, shared, cmap)
+        limits = [_limit(row.heatmaps[name].relevance, clip) for name in methods]
+        _draw_row(axes, row, methods, [max(limits)] * len(limits) if shared else limits, cmap)
     for axis, name in zip(result.axes, ['input', *methods], strict=False):
         axis.set_title(name, fontsize=10)
     return result
 
 
-def _draw_row(axes, row, methods, shared, cmap):
+def _limit(relevance, clip):
+    return float(relevance.detach().double().abs().flatten().quantile(1. - clip))
+
+
+def _draw_row(axes, row, methods, limits, cmap):
     _draw(axes[0], _grey_or_rgb(row.image, row.limits))
     axes[0].set_ylabel(row.label, fontsize=10)
-    limit = max(float(row.heatmaps[name].relevance.abs().max()) for name in methods) if shared else None
-    for axis, name in zip(axes[1:], methods, strict=True):
+    for axis, name, limit in zip(axes[1:], methods, limits, strict=True):
         _draw(axis, colorize(row.heatmaps[name].relevance, limit, cmap))
         axis.set_xlabel(row.heatmaps[name].caption(), fontsize=8)
 

@@ -11,6 +11,8 @@ import torch
 from torch.nn import functional
 from torch.overrides import get_overridable_functions, resolve_name
 
+from .attention import causal_dot_product, delta_rule
+
 
 class Kind(Enum):
     '''What an operator does to relevance. The value is the role of the operator module that runs it.'''
@@ -41,17 +43,18 @@ class Operator(NamedTuple):
 NAMES = {
     Kind.PLAIN: '''
         all allclose any argmax argmin argsort argwhere array array_wrap backward bernoulli bincount bool bucketize
-        byte  char contains const_data_ptr count_nonzero data data_ptr deepcopy dense_dim detach detach_copy
-        device dim dim_order dlpack dlpack_device dtype element_size empty_like eq equal   
-         format full_like ge get_device grad grad_fn greater greater_equal gt  histc hash_tensor
+        byte char contains const_data_ptr count_nonzero data data_ptr deepcopy dense_dim detach detach_copy
+        device dim dim_order dlpack dlpack_device dtype element_size empty_like eq equal
+        format full_like ge get_device grad grad_fn greater greater_equal gt histc hash_tensor
         index int is_coalesced is_complex is_conj is_contiguous is_cpu is_cuda is_distributed is_floating_point
         is_inference is_leaf is_meta is_mkldnn is_mps is_neg is_nested is_nonzero is_pinned is_quantized is_same_size
         is_set_to is_shared is_signed is_sparse is_sparse_csr is_view isclose isfinite isin isinf isnan isneginf isposinf
         isreal item itemsize layout le len less less_equal logical_and logical_not logical_or logical_xor long lt
-        multinomial name nbytes ndim ndimension ne nelement nonzero nonzero_static not_equal numel numpy one_hot
-        ones_like output_nr register_hook repr requires_grad retain_grad retains_grad 
-        searchsorted  shape short  signbit size storage storage_offset storage_type stride tolist  unique
-        unique_consecutive untyped_storage version zeros_like  base rand_like randn_like
+        multinomial name nbytes ndim ndimension ne nelement nested_tensor_from_mask_left_aligned nonzero nonzero_static
+        not_equal numel numpy one_hot
+        ones_like output_nr register_hook repr requires_grad retain_grad retains_grad
+        searchsorted shape short signbit size storage storage_offset storage_type stride tolist unique
+        unique_consecutive untyped_storage version zeros_like base rand_like randn_like
         new_empty new_full new_ones new_tensor new_zeros new_empty_strided nextafter bitwise_and bitwise_or bitwise_not
         is_xpu is_ipu is_xla is_maia is_mtia is_vulkan
         ''',
@@ -80,7 +83,7 @@ NAMES = {
     Kind.ADD: '''
         add cumsum cumulative_trapezoid diff iadd isub lerp mean nanmean nansum neg negative radd rsub sub subtract sum
         sum_to_size trace trapezoid trapz index_add scatter_add deg2rad rad2deg gradient
-        dropout dropout1d dropout2d dropout3d feature_dropout native_dropout
+        dropout dropout1d dropout2d dropout3d feature_dropout native_dropout alpha_dropout feature_alpha_dropout
         ''',
     Kind.LINEAR: '''
         adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d affine_grid avg_pool1d avg_pool2d avg_pool3d bilinear
@@ -116,8 +119,6 @@ REASONS = {
     'matrix_exp': 'the matrix exponential is not linear in its argument',
     'renorm': 'it rescales parts of a tensor depending on their norm',
     'threshold': 'what it puts below the threshold need not vanish at zero',
-    'alpha_dropout': 'it shifts its input at random; call model.eval()',
-    'feature_alpha_dropout': 'it shifts its input at random; call model.eval()',
     'lstm': 'the recurrence runs inside one fused function',
     'gru': 'the recurrence runs inside one fused function',
     'rnn_tanh': 'the recurrence runs inside one fused function',
@@ -146,7 +147,7 @@ SIGNATURES = {
     'instance_norm': ('input', 'running_mean', 'running_var', 'weight', 'bias', 'use_input_stats', 'momentum', 'eps'),
     'batch_norm': ('input', 'running_mean', 'running_var', 'weight', 'bias', 'training', 'momentum', 'eps'),
     'scaled_dot_product_attention': ('query', 'key', 'value', 'attn_mask', 'dropout_p', 'is_causal'),
-    'grid_sample': ('input', 'grid'),
+    'grid_sample': ('input', 'grid'), 'causal_dot_product': ('q', 'k', 'v'), 'delta_rule': ('q', 'k', 'v', 'beta'),
 } | {name: ('input', 'weight', 'bias') for name in (
     'conv1d', 'conv2d', 'conv3d', 'conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d'
 )}
@@ -262,3 +263,5 @@ def out_of_place(function, name):
 
 
 _build()
+for _function in (causal_dot_product, delta_rule):
+    register_operator(_function, Kind.ATTENTION)

@@ -132,6 +132,9 @@ def uniform(call):
     def factor(tensor):
         if any(tensor is gate for gate in gates):
             return tensor.detach()
+        if call.inplace and tensor is call.args[0]:
+            tensor = tensor.clone()
+            return scaled(tensor, divisor) if divisor > 1 else tensor
         return scaled(tensor, divisor) if call.carries(tensor) and divisor > 1 else tensor
 
     args = tuple(substitute(arg, factor) if i in positions else arg for i, arg in enumerate(call.args))
@@ -176,11 +179,17 @@ def _is_number(value):
 
 def add(call):
     '''Sums. An activation plus a number does not vanish at zero any more, so it is a gate (elu + 1, 1 + tanh).'''
+    if call.operator.name.endswith('alpha_dropout') and _trains(call):
+        raise UnsupportedModule(f'{call.operator.name} shifts its input at random in training; call model.eval() first')
     if call.operator.name == 'lerp' and len(call.args) > 2 and call.carries(call.args[2]):
         return opened(call)
     if len(call.operands) == 1 and call.engine.role(call.operands[0]) and _adds_a_number(call):
         return constant(call)
     return call.run()
+
+
+def _trains(call):
+    return bool(call.args[2] if len(call.args) > 2 else call.kwargs.get('training', call.kwargs.get('train', False)))
 
 
 def _adds_a_number(call):
@@ -355,7 +364,7 @@ def normalization(call):
 
 
 def attention(call):
-    '''Fused softmax attention: queries, keys and mask are gates, the rest is linear in the values.'''
+    '''Fused attention (of softmax, causal product, delta rule): linear in the values, the rest are gates.'''
     query, key, value, *rest = call.args
     if not call.carries(value):
         return constant(call)
@@ -509,21 +518,23 @@ def opened(call):
 def taylor(call):
     '''The softmax rule of AttnLRP, ``R_x = x (R_y - y sum(R_y))``: autograd, whose hidden bias absorbs relevance.'''
     if call.operator.kind is not Kind.ATTENTION:
-        return call.run()
+        return constant(call) if call.operator.name == 'gumbel_softmax' else call.run()
+    if call.operator.name != 'scaled_dot_product_attention':
+        return attention(call)
     if call.engine.recorder is not None:
         with call.engine.overriding({Kind.SOFTMAX: taylor}):
             return opened(call)
-    operands = [arg if not call.carries(arg) else scaled(arg, divisor)
-                for arg, divisor in zip(call.args[:3], _attention_shares(call), strict=True)]
-    return call.func(*operands, *call.args[3:], **call.kwargs)
+    operands = [scaled(arg, divisor) if call.carries(arg) else arg
+                for arg, divisor in zip(call.args[:4], _attention_shares(call), strict=False)]
+    return call.func(*operands, *call.args[4:], **call.kwargs)
 
 
 def _attention_shares(call):
-    '''Divisors for query, key and value: the map and the values share evenly, so do queries and keys the map's part.'''
-    query, key, value = (call.carries(arg) for arg in call.args[:3])
-    first = 2 if value and (query or key) else 1
+    '''Divisors for query, key, value and mask: the map and the values share evenly, as do queries and keys the map's part.'''
+    query, key, value, mask = (call.carries(arg) for arg in (*call.args, None)[:4])
+    first = 2 if value and (query or key or mask) else 1
     second = 2 if query and key else 1
-    return first * second, first * second, first
+    return first * second, first * second, first, first
 
 
 #: The rule of each kind of operator, for operators to which a composite gives none.

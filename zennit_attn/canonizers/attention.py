@@ -1,15 +1,17 @@
-'''Canonizers: how a model becomes explainable.'''
+'''The canonizer that makes any code explainable, and on which all others build.'''
 import threading
 import weakref
+from functools import partial
 
 import torch
 from torch.nn import Module, ModuleDict, ModuleList, ParameterDict, ParameterList, Sequential
 from zennit.canonizers import Canonizer
-from zennit.core import Hook
 
-from .engine import Engine, zennit_hooks
-from .errors import ContextError, UnsupportedModule
-from .layers import OPERATOR_MODULES, MultiheadAttention, OperatorModule, softmax_type
+from ..engine import Engine
+from ..errors import ContextError, UnsupportedModule
+from ..layers import OPERATOR_MODULES, OperatorModule, softmax_type
+from .families import FAMILIES
+from .takeover import Takeover, replace_method
 
 _CONTAINERS = (Sequential, ModuleList, ModuleDict, ParameterList, ParameterDict)
 _SOFTMAX = (torch.nn.Softmax, torch.nn.Softmin, torch.nn.Softmax2d, torch.nn.LogSoftmax)
@@ -41,6 +43,11 @@ class AttentionCanonizer(Canonizer):
         module with a Zennit rule and at the model's output. If a float, it is added with the sign of each entry. See
         :py:class:`zennit.core.Stabilizer`.
     '''
+    #: The families of blocks that the canonizer recognises and helps the engine with.
+    families = FAMILIES
+    #: Whether modules of no family get operator modules too.
+    everywhere = True
+
     def __init__(self, unknown='raise', stabilizer=1e-9):
         super().__init__()
         if unknown not in ('raise', 'gradient'):
@@ -87,13 +94,14 @@ class AttentionCanonizer(Canonizer):
         root_module: :py:class:`torch.nn.Module`
         '''
         _check_visible(root_module)
-        self.engine = Engine(root_module, stabilizer=self.stabilizer, unknown=self.unknown)
-        self._claim(root_module)
+        joins = self._claim(root_module)
         try:
-            self._freeze(root_module)
+            if not joins:
+                self._freeze(root_module)
+                self._replace_softmax(root_module)
+                self._wrap_forward(root_module)
             self._insert_operators(root_module)
-            self._replace_types(root_module)
-            self._wrap_forward(root_module)
+            self._help_families(root_module)
         except BaseException:
             self.remove()
             raise
@@ -105,21 +113,24 @@ class AttentionCanonizer(Canonizer):
         self.engine = None
 
     def _claim(self, root_module):
+        '''Open the model, or join the context that canonizers of other families have opened on it just now.'''
         modules = list(root_module.modules())
         with _LOCK:
             taken = [name for name, module in root_module.named_modules() if module in _OPEN]
-            if taken:
+            self.engine = _OPEN.get(root_module)
+            joins = self.engine is not None and self.engine.root is root_module and not (
+                self.engine.families & set(self.families))
+            if taken and not joins:
                 raise ContextError(
                     f'a context is already open on {type(root_module).__name__} (module {taken[0]!r}), in this thread or '
                     'another; leave it, or call remove() on its composite, before opening a second one'
                 )
-            _OPEN.update(dict.fromkeys(modules, self.engine))
-
-        def release():
-            with _LOCK:
-                for module in modules:
-                    _OPEN.pop(module, None)
-        self._undo.append(release)
+            if not joins:
+                self.engine = Engine(root_module, stabilizer=self.stabilizer, unknown=self.unknown)
+                _OPEN.update(dict.fromkeys(modules, self.engine))
+                self._undo.append(lambda: _release(modules))
+            self.engine.families |= set(self.families)
+        return joins
 
     def _freeze(self, root_module):
         for module in root_module.modules():
@@ -135,46 +146,71 @@ class AttentionCanonizer(Canonizer):
                         self._undo.append(_restoring(attributes, name, attributes[name], tensor))
 
     def _insert_operators(self, root_module):
+        blocks = {inner for module in root_module.modules() if self._family_of(module) for inner in module.modules()}
         for module in list(root_module.modules()):
-            if not _runs_operators(module):
-                continue
-            for kind, operator_type in OPERATOR_MODULES.items():
-                self._insert(module, f'canonizer_{kind.value}', operator_type())
-            self._undo.append(module.register_forward_hook(_checking(self.engine)).remove)
+            if _runs_operators(module) and (self.everywhere or module in blocks):
+                for kind, operator_type in OPERATOR_MODULES.items():
+                    self.insert(module, f'canonizer_{kind.value}', operator_type())
+                self._undo.append(module.register_forward_hook(_checking(self.engine)).remove)
 
-    def _insert(self, module, name, operator_module):
+    def _family_of(self, module):
+        return next((family for family in self.families if family.matches(module)), None)
+
+    def _help_families(self, root_module):
+        for module in list(root_module.modules()):
+            family = self._family_of(module)
+            if family is not None:
+                family.help(self, module)
+
+    def insert(self, module, name, operator_module):
+        '''Give a module a child until the canonizer is removed.'''
         if hasattr(module, name):
             raise UnsupportedModule(f'{type(module).__name__} already has an attribute {name!r}; rename it')
         operator_module.train(module.training)
         module._modules[name] = operator_module
         self._undo.append(lambda: module._modules.pop(name, None))
 
-    def _replace_types(self, root_module):
-        # Zennit counts both softmax and attention modules as elementwise activations and would give them Pass.
+    def _replace_softmax(self, root_module):
+        # Zennit counts softmax modules as elementwise activations and would give them Pass.
         for module in list(root_module.modules()):
             if type(module) in _SOFTMAX:
-                self._replace_type(module, softmax_type(type(module)))
-            elif type(module) is torch.nn.MultiheadAttention:
-                self._replace_type(module, MultiheadAttention)
-                for name, projection in module.projections().items():
-                    self._insert(module, name, projection)
+                self.replace_type(module, softmax_type(type(module)))
 
-    def _replace_type(self, module, cls):
+    def replace_type(self, module, cls):
+        '''Give a module another class until the canonizer is removed.'''
         self._undo.append(lambda cls=type(module): setattr(module, '__class__', cls))
         module.__class__ = cls
 
-    def _wrap_forward(self, root_module):
+    def replace_call(self, module, make):
+        '''Replace a module's forward, while the engine runs, by ``make(forward)`` until the canonizer is removed.'''
         engine = self.engine
-        installed = _Installed(engine)
-        self._undo.append(installed.remove)
-        function = _replace_forward(root_module, self._undo)
+        function = replace_method(module, 'forward', self._undo)
+        replacement = make(function)
 
         def forward(*args, **kwargs):
-            if engine.running or not torch.is_grad_enabled():
-                return function(*args, **kwargs)
-            installed.update()
-            return engine.run(function, args, kwargs)
-        root_module.__dict__['forward'] = forward
+            return (replacement if engine.running else function)(*args, **kwargs)
+        module.__dict__['forward'] = forward
+
+    def replace_attribute(self, module, name, value):
+        '''Give a module's instance another attribute until the canonizer is removed.'''
+        before = module.__dict__[name]
+        self._undo.append(lambda: module.__dict__.__setitem__(name, before))
+        module.__dict__[name] = value
+
+    def _wrap_forward(self, root_module):
+        engine = self.engine
+        takeover = Takeover(engine)
+        # The call and not only the forward, because hooks of the user on the root may compute something too.
+        for name in ('forward', '_call_impl'):
+            function = replace_method(root_module, name, self._undo)
+            root_module.__dict__[name] = partial(_run, engine, takeover, function)
+        self._undo.append(takeover.remove)
+
+
+def _release(modules):
+    with _LOCK:
+        for module in modules:
+            _OPEN.pop(module, None)
 
 
 def _restoring(attributes, name, replacement, tensor):
@@ -194,56 +230,11 @@ def _restoring_parameter(module, name, parameter, requires_grad):
     return restore
 
 
-class _Installed:
-    '''The modules with a Zennit rule, whose calls the engine takes over.
-
-    Zennit keeps the state of a rule per module. Inside the engine's forward its hooks stand back, and each call runs
-    through a copy of the rule.
-    '''
-    def __init__(self, engine):
-        self.engine = engine
-        self.undo = []
-        self.seen = set()
-
-    def update(self):
-        '''Take over modules that were given a rule since the last forward.'''
-        for module in self.engine.root.modules():
-            hooks = zennit_hooks(module)
-            if hooks and id(module) not in self.seen:
-                self.seen.add(id(module))
-                self._stand_back(module)
-                if not isinstance(module, OperatorModule):
-                    self._take_over(module, hooks)
-
-    def _stand_back(self, module):
-        for registry in (module._forward_pre_hooks, module._forward_hooks):
-            for key, hook in registry.items():
-                if zennit_hook(hook) is not None:
-                    registry[key] = _standing_back(self.engine, hook)
-                    self.undo.append(lambda registry=registry, key=key, hook=hook: key in registry
-                                     and registry.__setitem__(key, hook))
-
-    def _take_over(self, module, hooks):
-        engine = self.engine
-        function = _replace_forward(module, self.undo)
-
-        def forward(*args, **kwargs):
-            if not engine.running or not torch._C._is_torch_function_enabled() or not torch.is_grad_enabled():
-                return function(*args, **kwargs)
-            with torch._C.DisableTorchFunction():
-                return engine.call_ruled(module, hooks, function, args, kwargs)
-        module.__dict__['forward'] = forward
-
-    def remove(self):
-        '''Give the modules back to Zennit.'''
-        while self.undo:
-            self.undo.pop()()
-
-
-def zennit_hook(hook):
-    '''Return the Zennit rule that a registered hook belongs to, or None.'''
-    owner = getattr(hook, '__self__', None)
-    return owner if isinstance(owner, Hook) else None
+def _run(engine, takeover, function, *args, **kwargs):
+    if engine.running or engine.rests or not torch.is_grad_enabled():
+        return function(*args, **kwargs)
+    takeover.update()
+    return engine.run(function, args, kwargs)
 
 
 def _checking(engine):
@@ -251,27 +242,6 @@ def _checking(engine):
         if engine.running and torch._C._is_torch_function_enabled():
             engine.check_output(module, output)
     return hook
-
-
-def _standing_back(engine, hook):
-    def wrapper(*args):
-        return None if engine.running else hook(*args)
-    wrapper.zennit_hook = hook.__self__
-    return wrapper
-
-
-def _replace_forward(module, undo):
-    '''Return a module's forward, and remember to restore what its instance had.'''
-    had = 'forward' in module.__dict__
-    function = module.forward
-
-    def restore():
-        if had:
-            module.__dict__['forward'] = function
-        else:
-            module.__dict__.pop('forward', None)
-    undo.append(restore)
-    return function
 
 
 def _runs_operators(module):

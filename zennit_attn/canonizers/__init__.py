@@ -1,0 +1,18 @@
+'''Canonizers: how a model becomes explainable. A user needs :py:class:`AttentionCanonizer` only.'''
+from .attention import AttentionCanonizer
+from .named import (
+    FastWeightsCanonizer,
+    LinearAttentionCanonizer,
+    MultiheadAttentionCanonizer,
+    PerformerCanonizer,
+    ViTCanonizer,
+)
+
+__all__ = [
+    'AttentionCanonizer',
+    'FastWeightsCanonizer',
+    'LinearAttentionCanonizer',
+    'MultiheadAttentionCanonizer',
+    'PerformerCanonizer',
+    'ViTCanonizer',
+]

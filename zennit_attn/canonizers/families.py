@@ -1,0 +1,147 @@
+'''Families of attention blocks: how to recognise one by its structure, and what the engine cannot know of it.'''
+from functools import partial
+
+import torch
+from einops import rearrange
+from torch import nn
+
+from ..attention import delta_rule
+from ..attention.fast_attention import causal_linear_attention
+from ..layers import MultiheadAttention
+
+
+class Family:
+    '''A family of blocks. Equal to any other instance of its class.'''
+    def matches(self, module):
+        '''Whether a module is a block of the family, by its structure; its name does not count.'''
+        raise NotImplementedError
+
+    def help(self, canonizer, module):
+        '''Change a block such that the engine can explain it, through the methods of the canonizer.'''
+
+    def __eq__(self, other):
+        return type(self) is type(other)
+
+    def __hash__(self):
+        return hash(type(self))
+
+
+def _has(module, types):
+    return all(isinstance(getattr(module, name, None), kind) for name, kind in types.items())
+
+
+def _names(module):
+    '''What the code of a module's forward refers to.'''
+    code = getattr(type(module).forward, '__code__', None)
+    return set() if code is None else {*code.co_names, *(const for const in code.co_consts if isinstance(const, str))}
+
+
+def _all_names(code):
+    return {*code.co_names}.union(*(_all_names(const) for const in code.co_consts if hasattr(const, 'co_names')))
+
+
+class LinearAttention(Family):
+    '''A packed convolution, and softmaxes of queries and keys. The engine needs no help with it.'''
+    def matches(self, module):
+        '''Look for ``to_qkv`` (a convolution), ``to_out`` and ``heads``, and code with softmax and einsum.'''
+        shape = {'to_qkv': nn.Conv2d, 'to_out': nn.Module, 'heads': int}
+        return _has(module, shape) and {'softmax', 'einsum'} <= _names(module)
+
+
+class ViTAttention(Family):
+    '''A packed linear layer, and a softmax of their products. The engine needs no help with it.'''
+    def matches(self, module):
+        '''Look for ``to_qkv`` (linear), ``attend`` (a softmax), ``heads`` and ``scale``.'''
+        shape = {'to_qkv': nn.Linear, 'attend': nn.Module, 'heads': int, 'scale': float}
+        return _has(module, shape) and {'matmul', 'einsum', 'scaled_dot_product_attention'} & _names(module) != set()
+
+
+class Multihead(Family):
+    '''torch's own module, whose code is one opaque function.'''
+    def matches(self, module):
+        '''Look for the very class: what is derived from it may differ.'''
+        return type(module) is nn.MultiheadAttention
+
+    def help(self, canonizer, module):
+        '''Give the packed projections children of their own.'''
+        canonizer.replace_type(module, MultiheadAttention)
+        for name, projection in module.projections().items():
+            canonizer.insert(module, name, projection)
+
+
+class FastAttention(Family):
+    '''Attention through feature maps, whatever the kernel: queries and keys are gates.'''
+    def matches(self, module):
+        '''Look for ``projection_matrix``, ``generalized_attention``, ``no_projection`` and ``causal``.'''
+        shape = {'projection_matrix': torch.Tensor, 'generalized_attention': bool, 'no_projection': bool, 'causal': bool}
+        return _has(module, shape)
+
+    def help(self, canonizer, module):
+        '''Detach queries and keys, and put our causal product in the place of the known others.'''
+        canonizer.replace_call(module, lambda forward: lambda q, k, v: forward(q.detach(), k.detach(), v))
+        product = module.__dict__.get('causal_linear_fn')
+        known = ('causal_linear_attention', 'causal_linear_attention_noncuda')
+        function = product.func if isinstance(product, partial) else product
+        if getattr(function, '__name__', None) in known and function is not causal_linear_attention:
+            keywords = product.keywords if isinstance(product, partial) else {}
+            canonizer.replace_attribute(module, 'causal_linear_fn', partial(
+                causal_linear_attention, **{key: value for key, value in keywords.items() if key == 'eps'}))
+
+
+class Reversible(Family):
+    '''Reversible layers that compute activations again in their own backward pass, where no rule can follow.'''
+    def matches(self, module):
+        '''Look for ``blocks`` of ``f`` and ``g``, an ``args_route``, and code that applies an autograd function.'''
+        shape = {'blocks': nn.ModuleList, 'args_route': dict}
+        return _has(module, shape) and 'apply' in _names(module) and all(
+            _has(block, {'f': nn.Module, 'g': nn.Module}) for block in module.blocks)
+
+    def help(self, canonizer, module):
+        '''Run the blocks one after another.'''
+        canonizer.replace_call(module, lambda forward: partial(_run_sequentially, module))
+
+
+def _run_sequentially(module, x, **kwargs):
+    first = second = x
+    for depth, block in enumerate(module.blocks):
+        routed = [{key: value for key, value in kwargs.items() if key in module.args_route
+                   and module.args_route[key][depth][part]} for part in (0, 1)]
+        first = first + block.f(second, **routed[0])
+        second = second + block.g(first, **routed[1])
+    return first + second
+
+
+class FastWeights(Family):
+    '''A memory that is written and corrected token by token: features and interpolation weights are gates.'''
+    def matches(self, module):
+        '''Look for the projections, the feature map ``phi`` and the interpolation weights.'''
+        names = ('query', 'key', 'value', 'phi', 'interpolation_weight', 'output')
+        return _has(module, dict.fromkeys(names, nn.Module)) and isinstance(getattr(module, 'heads', None), int)
+
+    def help(self, canonizer, module):
+        '''Detach the gates; replace a loop that is known to the letter by the delta rule.'''
+        if _is_known_loop(module):
+            canonizer.replace_call(module, lambda forward: partial(_run_delta_rule, module))
+        for gate in (module.phi, module.interpolation_weight):
+            canonizer.replace_call(gate, lambda forward: lambda *args, **kwargs: forward(*args, **kwargs).detach())
+
+
+def _is_known_loop(module):
+    code = getattr(type(module).forward, '__code__', None)
+    expected = {
+        'shape', 'phi', 'query', 'key', 'value', 'interpolation_weight', 'new_zeros', 'range', 'torch', 'einsum', 'append',
+        'reshape', 'stack', 'output',
+    }
+    equations = {const for const in code.co_consts if isinstance(const, str) and '->' in const} if code else set()
+    return code is not None and _all_names(code) == expected and equations == {'bhvk,bhk->bhv', 'bhv,bhk->bhvk'}
+
+
+def _run_delta_rule(module, x):
+    sequences = (module.phi(module.query(x)), module.phi(module.key(x)), module.value(x))
+    q, k, v = (rearrange(sequence, 'n b h d -> b h n d') for sequence in sequences)
+    beta = rearrange(module.interpolation_weight(x), 'n b h 1 -> b h n')
+    return module.output(rearrange(delta_rule(q, k, v, beta), 'b h n e -> n b (h e)'))
+
+
+#: All families.
+FAMILIES = (LinearAttention(), ViTAttention(), Multihead(), FastAttention(), Reversible(), FastWeights())
