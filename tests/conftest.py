@@ -1,0 +1,21 @@
+'''Settings for all tests: one thread, no leftovers between tests.'''
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def mode_depth():
+    '''How many torch function modes are entered.'''
+    return torch._C._len_torch_function_stack()
+
+
+@pytest.fixture(autouse=True)
+def untouched_globals():
+    '''No test may leave a function mode, a changed grad mode, default dtype or backend switch behind.'''
+    def state():
+        return (mode_depth(), torch.is_grad_enabled(), torch.get_default_dtype(),
+                torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.math_sdp_enabled())
+    before = state()
+    yield
+    assert state() == before

@@ -1,0 +1,459 @@
+'''A slow, independent replica of the rules, for the tests: an interpreter of the traced, mutation-free ATen graph.
+
+The model is run once under ``make_fx(functionalize(...))``: in-place operators and views become pure operators, and
+``einsum``, ``F.scaled_dot_product_attention``, ``nn.MultiheadAttention`` and all other composed functions fall apart
+into a few dozen primitive ones. The graph is then walked forward to find which values carry relevance, and backward
+with the relevance per unit, ``g``, each primitive with the rule that ``KINDS`` names. A primitive that is not listed
+raises. It shares no code with the package, and knows neither modules, hooks nor function modes.
+'''
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+aten = torch.ops.aten
+OUTPUT_EPSILON = 1e-9
+
+LINEAR = '''
+    view _unsafe_view view_copy reshape _reshape_alias t t_copy transpose transpose_copy permute permute_copy expand
+    expand_copy slice slice_copy select select_copy unsqueeze unsqueeze_copy squeeze squeeze_copy unbind_copy split
+    split_copy split_with_sizes split_with_sizes_copy unfold unfold_copy diagonal diagonal_copy alias_copy
+    view_as_real_copy view_as_complex_copy view_as_real view_as_complex real imag
+    slice_scatter select_scatter diagonal_scatter as_strided_scatter copy clone _to_copy lift_fresh_copy
+    cat stack repeat flip roll index index_select gather index_put index_add scatter scatter_add masked_fill where
+    constant_pad_nd reflection_pad2d replication_pad2d tril triu take_along_dim diag_embed _reshape_copy contiguous
+    max min amax amin maximum minimum sort topk max_pool2d_with_indices max_pool1d adaptive_max_pool2d clamp clamp_min
+    clamp_max
+    neg sum mean cumsum add sub rsub lerp
+    avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d mean_pool upsample_nearest2d upsample_bilinear2d
+    upsample_linear1d upsample_nearest1d _upsample_nearest_exact2d im2col col2im pixel_shuffle
+    _fft_r2c _fft_c2r _fft_c2c _conj _conj_copy resolve_conj complex
+    fmax fmin masked_scatter masked_select index_copy index_fill as_strided_copy rot90 block_diag aminmax median
+    kthvalue nansum reflection_pad1d replication_pad1d pixel_unshuffle channel_shuffle grid_sampler_2d nan_to_num mode
+    unsafe_split trace
+    _native_batch_norm_legit_no_training
+'''.split()
+PRODUCTS = {'mul': (0, 1), 'mm': (0, 1), 'bmm': (0, 1), 'mv': (0, 1), 'dot': (0, 1), 'addmm': (1, 2), 'baddbmm': (1, 2),
+            'addbmm': (1, 2), 'addmv': (1, 2), 'convolution': (0, 1), '_convolution': (0, 1), 'addcmul': (1, 2),
+            'addr': (1, 2), '_trilinear': (0, 1, 2), 'linalg_cross': (0, 1)}
+ACTIVATIONS = '''
+    relu leaky_relu elu silu gelu mish hardswish hardtanh tanh erf abs _prelu_kernel celu selu softshrink hardshrink
+    sin sinh atan asinh log1p expm1
+'''.split()
+SQUASHING = ('tanh', 'erf')
+GATES = '''
+    exp sigmoid softplus cos log_sigmoid hardsigmoid rsqrt sqrt reciprocal var std linalg_vector_norm norm round sign
+    detach detach_copy gt lt ge le eq ne logical_not logical_and bitwise_not isinf isnan argmax argmin
+    _log_softmax nonzero log_sigmoid_forward exp2 log logsumexp floor ceil trunc floor_divide heaviside _cdist_forward
+    zero fill new_zeros new_ones new_full new_empty zeros_like ones_like empty_like
+    full_like
+'''.split()
+SOFTMAXES = ('_softmax', '_safe_softmax')
+NORMS = ('native_layer_norm', 'native_group_norm', 'native_batch_norm', '_native_batch_norm_legit')
+REINDEX = LINEAR[:LINEAR.index('slice_scatter')]
+MOMENTS = ('var_mean', 'std_mean')
+POWERS = ('prod', 'cumprod')
+
+
+def name_of(node):
+    '''The name of the primitive that ``node`` calls, without overload or the underscore of an in-place form.'''
+    name = node.target.overloadpacket.__name__
+    return name[:-1] if node.target._schema.is_mutable and name.endswith('_') else name
+
+
+@contextmanager
+def plain_attention():
+    '''Attention composed of matmul and softmax, without fused kernels or fast paths.'''
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def trace(model, input):
+    '''The pure graph of ``model`` at ``input``; a second pass takes out what composed functions write in place.'''
+    with torch.no_grad(), plain_attention():
+        graph = pure(model, input)
+        if any(node.op == 'call_function' and is_mutable(node) for node in graph.graph.nodes):
+            graph = pure(graph, input)
+    return graph
+
+
+def pure(function, input):
+    '''One pass of tracing with views and in-place operators taken out.'''
+    return make_fx(functionalize(partial(function.__class__.__call__, function), remove='mutations_and_views'))(
+        input.detach())
+
+
+def is_mutable(node):
+    return node.target.__module__ != '_operator' and node.target._schema.is_mutable
+
+
+def is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value != 0
+
+
+class Replica:
+    '''Values, carrying flags and backward pass over one traced graph.
+
+    Parameters
+    ----------
+    graph: torch.fx.GraphModule
+        What ``trace`` gave.
+    input: torch.Tensor
+        The input to explain.
+    softmax: {'constant', 'taylor'}
+        How relevance passes a softmax: not at all (CP-LRP) or by its gradient (AttnLRP).
+    '''
+    def __init__(self, graph, input, softmax='constant'):
+        self.graph, self.softmax = graph, softmax
+        self.values, self.carrying = {}, set()
+        with torch.no_grad():
+            for node in graph.graph.nodes:
+                self.run(node, input)
+
+    # forward
+
+    def run(self, node, input):
+        '''Compute the value of ``node`` and decide whether it carries relevance.'''
+        if node.op == 'placeholder':
+            self.values[node] = input.detach().clone()
+            self.carrying.add(node)
+        elif node.op == 'get_attr':
+            self.values[node] = getattr(self.graph, node.target).detach()
+        elif node.op == 'call_function':
+            args, kwargs = self.fetch(node)
+            self.values[node] = self.call(node.target, args, kwargs)
+            if self.carries(node):
+                self.carrying.add(node)
+
+    def fetch(self, node, replace=lambda arg, value: value):
+        '''The arguments of ``node`` as values.'''
+        def value(arg):
+            return replace(arg, self.values[arg])
+        return (torch.fx.map_arg(node.args, value), torch.fx.map_arg(node.kwargs, value))
+
+    @staticmethod
+    def call(target, args, kwargs):
+        '''Run the primitive; one that still writes in place gets a copy to write to.'''
+        if target.__module__ != '_operator' and target._schema.is_mutable:
+            args = (args[0].clone(), *args[1:])
+        target = {
+            aten.view_as_complex_copy.default: aten.view_as_complex.default,
+            aten._conj_copy.default: aten.conj_physical.default,
+            aten.copy.default: lambda old, new: new.to(old.dtype).expand_as(old).clone(),
+        }.get(target, target)
+        return target(*args, **kwargs)
+
+    def carries(self, node):
+        if not any(arg in self.carrying for arg in node.all_input_nodes):
+            return False
+        if node.target.__module__ == '_operator':
+            deviation = self.is_kind(node.args[0], MOMENTS) and node.args[1] == 0
+            return self.is_float(node) and not deviation
+        name = name_of(node)
+        if name in GATES or (name in SOFTMAXES and self.softmax == 'constant'):
+            return False
+        if name == 'pow':
+            return isinstance(node.args[1], (int, float)) and node.args[1] >= 1
+        if name in ('div', 'addcdiv'):
+            return any(arg in self.carrying for arg in node.args[:-1] if isinstance(arg, torch.fx.Node))
+        if name in ('add', 'sub', 'rsub') and self.lifts_activation(node):
+            return False
+        if name == 'glu':
+            return True
+        if name == 'copy':
+            return node.args[1] in self.carrying
+        if node.target._schema.is_mutable:
+            raise NotImplementedError(f'{node.target} writes into a tensor that carries relevance')
+        known = (LINEAR, PRODUCTS, ACTIVATIONS, SOFTMAXES, NORMS, MOMENTS, POWERS)
+        if not any(name in names for names in known):
+            raise NotImplementedError(f'the replica has no rule for {node.target}')
+        return self.is_float(node)
+
+    def is_float(self, node):
+        value = self.values[node]
+        return not torch.is_tensor(value) or value.is_floating_point() or value.is_complex()
+
+    def lifts_activation(self, node):
+        '''Whether ``node`` is an activation plus a number, which does not vanish at 0 any more: a gate.'''
+        operands = node.args[:2]
+        return any(is_number(value) for value in operands) and any(
+            isinstance(arg, torch.fx.Node) and self.comes_from(arg, ACTIVATIONS) for arg in operands
+        )
+
+    def comes_from(self, node, names):
+        '''Whether ``node`` is one of ``names`` but for re-indexing and for numbers that it is multiplied with.'''
+        while not self.is_kind(node, names):
+            scaled = self.is_kind(node, ('mul', 'div')) and is_number(node.args[1])
+            if not (scaled or self.is_kind(node, (*REINDEX, 'neg'))) or not isinstance(node.args[0], torch.fx.Node):
+                return False
+            node = node.args[0]
+        return True
+
+    @staticmethod
+    def is_kind(node, names):
+        return node.op == 'call_function' and node.target.__module__ != '_operator' and name_of(node) in names
+
+    # backward
+
+    def relevance(self, target):
+        '''The relevance of the input for the relevance ``target(output)`` of the output.'''
+        out_node = next(node for node in self.graph.graph.nodes if node.op == 'output').args[0]
+        if out_node not in self.carrying:
+            raise ValueError('the output carries no relevance')
+        out = self.values[out_node]
+        sign = torch.where(out < 0, -1., 1.).to(out)
+        grads = {out_node: target(out) / (out + OUTPUT_EPSILON * sign)}
+        for node in reversed(list(self.graph.graph.nodes)):
+            if node in grads and node in self.carrying and node.op == 'call_function':
+                for arg, grad in self.pull(node, grads[node]):
+                    grads[arg] = self.accumulate(grads.get(arg), grad)
+        source = next(node for node in self.graph.graph.nodes if node.op == 'placeholder')
+        return self.values[source] * grads.get(source, torch.zeros_like(self.values[source]))
+
+    @staticmethod
+    def accumulate(old, new):
+        if isinstance(new, dict):
+            return {key: Replica.accumulate((old or {}).get(key), new[key]) for key in new} | {
+                key: value for key, value in (old or {}).items() if key not in new}
+        return new if old is None else old + new
+
+    def pull(self, node, grad):
+        '''Pairs of an argument of ``node`` and what its ``g`` gains from the ``g`` of the node.'''
+        if node.target.__module__ == '_operator':
+            return [(node.args[0], {node.args[1]: grad})]
+        name = name_of(node)
+        if name in ACTIVATIONS:
+            return self.pull_activation(node, grad)
+        if name in NORMS:
+            return self.pull_norm(node, name, grad)
+        if name == 'glu':
+            return self.pull_glu(node, grad)
+        if name == 'pow':
+            return [(arg, part / node.args[1]) for arg, part in self.pull_linear(node, grad, (0,))]
+        if name in POWERS:
+            return self.pull_linear(node, grad / self.factors(node, name), (0,))
+        if name == 'lerp':
+            return self.pull_lerp(node, grad)
+        if name in PRODUCTS:
+            return self.pull_product(node, name, grad)
+        if name in ('div', 'addcdiv'):
+            return self.pull_linear(node, grad, range(len(node.args) - 1))
+        return self.pull_linear(node, grad)
+
+    def leaves(self, node, positions):
+        '''The arguments of ``node`` with a fresh leaf at each occurrence of a carrying operand, and those leaves.'''
+        found = []
+
+        def leaf(arg):
+            value = self.values[arg]
+            if arg in self.carrying and torch.is_tensor(value) and (value.is_floating_point() or value.is_complex()):
+                value = value.detach().clone().requires_grad_()
+                found.append((arg, value))
+            return value
+
+        def fixed(arg):
+            return self.values[arg]
+
+        args = tuple(
+            torch.fx.map_arg(arg, leaf if positions is None or index in positions else fixed)
+            for index, arg in enumerate(node.args)
+        )
+        kwargs = torch.fx.map_arg(node.kwargs, fixed)
+        return args, kwargs, found
+
+    def pull_linear(self, node, grad, positions=None):
+        '''The transposed Jacobian in the operands at ``positions``.'''
+        args, kwargs, found = self.leaves(node, positions)
+        with torch.enable_grad():
+            outputs = self.call(node.target, args, kwargs)
+        if not torch.is_tensor(outputs):
+            grad = {key: part for key, part in grad.items() if part is not None}
+            keys = [key for key in grad if outputs[key].requires_grad]
+            outputs, grad = [outputs[key] for key in keys], [grad[key] for key in keys]
+        if not found or outputs == []:
+            return []
+        parts = torch.autograd.grad(outputs, [one for _, one in found], grad, allow_unused=True)
+        return [(arg, part) for (arg, _), part in zip(found, parts, strict=True) if part is not None]
+
+    def pull_product(self, node, name, grad):
+        '''Shares of 1 / n for the n carrying factors; an added operand takes the plain gradient.'''
+        factors = [index for index in PRODUCTS[name] if index < len(node.args) and node.args[index] in self.carrying]
+        if name == 'mul':
+            factors = [index for index in factors if not self.squashed_gate(node, index)] or factors
+        pairs = self.pull_linear(node, grad, factors)
+        pairs = [(arg, part / len(factors)) for arg, part in pairs]
+        if name not in ('mul', 'mm', 'bmm', 'mv', 'dot') and 0 not in PRODUCTS[name]:
+            pairs += self.pull_linear(node, grad, (0,))
+        return pairs
+
+    def squashed_gate(self, node, index):
+        '''Whether operand ``index`` of a product is a tanh or erf that weighs another carrying operand.'''
+        other = node.args[1 - index]
+        return self.comes_from(node.args[index], SQUASHING) and other in self.carrying
+
+    def pull_activation(self, node, grad):
+        '''``g y / x``, and the derivative where ``x`` is 0.'''
+        arg = node.args[0]
+        x, y = self.values[arg], self.values[node]
+        (_, slope), = self.pull_linear(node, torch.ones_like(y), (0,))
+        ratio = y / torch.where(x == 0, torch.ones_like(x), x.conj())
+        return [(arg, grad * torch.where(x == 0, slope, ratio))]
+
+    def pull_glu(self, node, grad):
+        '''``a sigmoid(b)``: the sigmoid is a gate.'''
+        arg, dim = node.args[0], (node.args[1] if len(node.args) > 1 else -1)
+        gate = self.values[arg].chunk(2, dim)[1].sigmoid()
+        return [(arg, torch.cat([grad * gate, torch.zeros_like(gate)], dim))]
+
+    def factors(self, node, name):
+        '''How many factors each element of a product over a dimension has.'''
+        x = self.values[node.args[0]]
+        if len(node.args) == 1 or not isinstance(node.args[1], int):
+            return x.numel()
+        size, dim = x.shape[node.args[1]], node.args[1] % x.ndim
+        if name == 'prod':
+            return size
+        return torch.arange(1, size + 1).view([-1 if axis == dim else 1 for axis in range(x.ndim)])
+
+    def pull_lerp(self, node, grad):
+        '''``a + w (b - a)``: a sum, and a product of two where the weight carries relevance.'''
+        start, end, weight = node.args
+        if weight not in self.carrying:
+            return self.pull_linear(node, grad, (0, 1))
+        product = grad * self.values[weight] / 2
+        pairs = [(start, grad - product), (end, product),
+                 (weight, grad * (self.values[end] - self.values[start]) / 2)]
+        return [(arg, part) for arg, part in pairs if arg in self.carrying]
+
+    def pull_norm(self, node, name, grad):
+        '''``w (x - mean(x)) / deviation`` with the deviation held constant; ``grad`` is that of output 0.'''
+        x, grad = self.values[node.args[0]], grad[0]
+        weight = self.values[node.args[1 if name != 'native_layer_norm' else 2]] if node.args[
+            1 if name != 'native_layer_norm' else 2] is not None else None
+        if name == 'native_layer_norm':
+            count = len(node.args[1])
+            rows = x.reshape(*x.shape[:x.ndim - count], -1)
+            scaled = (grad if weight is None else grad * weight).reshape(rows.shape)
+            centred = scaled / (rows.var(-1, unbiased=False, keepdim=True) + node.args[4]).sqrt()
+            return [(node.args[0], (centred - centred.mean(-1, keepdim=True)).reshape(x.shape))]
+        channels = x.shape[1]
+        shape = (1, channels) + (1,) * (x.ndim - 2)
+        scaled = grad if weight is None else grad * weight.view(shape)
+        if name == 'native_group_norm':
+            groups, eps = node.args[6], node.args[7]
+            rows, scaled = x.reshape(x.shape[0], groups, -1), scaled.reshape(x.shape[0], groups, -1)
+            centred = scaled / (rows.var(-1, unbiased=False, keepdim=True) + eps).sqrt()
+            return [(node.args[0], (centred - centred.mean(-1, keepdim=True)).reshape(x.shape))]
+        return [(node.args[0], self.pull_batch_norm(node, name, x, scaled, shape))]
+
+    def pull_batch_norm(self, node, name, x, scaled, shape):
+        names = [argument.name for argument in node.target._schema.arguments]
+        given = dict(zip(names, node.args, strict=False)) | node.kwargs
+        if given['training']:
+            dims = [dim for dim in range(x.ndim) if dim != 1]
+            centred = scaled / (x.var(dims, unbiased=False, keepdim=True) + given['eps']).sqrt()
+            return centred - centred.mean(dims, keepdim=True)
+        return scaled / (self.values[given['running_var']].view(shape) + given['eps']).sqrt()
+
+
+def explain(model, input, target=None, softmax='constant'):
+    '''The replica's relevance of ``input``; ``target`` maps the output to its relevance (default: the output).'''
+    if target is None:
+        target = torch.clone
+    return Replica(trace(model, input), input, softmax).relevance(target)
+
+
+# hand-written twins, with detach and nothing else, to judge the replica itself and what it cannot see
+
+def gradient_times_input(function, input, target):
+    '''``x * g`` of a function whose gates are already detached.'''
+    x = input.detach().clone().requires_grad_()
+    out = function(x)
+    sign = torch.where(out < 0, -1., 1.).to(out)
+    grad, = torch.autograd.grad(out, x, target(out.detach()) / (out.detach() + OUTPUT_EPSILON * sign))
+    return (x * grad).detach()
+
+
+def halved(tensor, share):
+    '''The value of ``tensor`` with ``share`` of its gradient.'''
+    return tensor * share + (tensor * (1 - share)).detach()
+
+
+def vanishing(function, x):
+    '''The activation ``function`` of ``x`` under the identity rule.'''
+    return x * (function(x) / x).detach()
+
+
+def frozen_norm(x, dims, eps):
+    '''Normalization over ``dims`` with a constant deviation.'''
+    deviation = (x.var(dims, unbiased=False, keepdim=True) + eps).sqrt().detach()
+    return (x - x.mean(dims, keepdim=True)) / deviation
+
+
+def twin_linear_attention(module, x):
+    b, _, h, w = x.shape
+    q, k, v = (t.reshape(b, module.heads, -1, h * w) for t in module.to_qkv(x).chunk(3, dim=1))
+    weights = torch.einsum('bhdn,bhdm->bhnm', q.softmax(-2) * module.scale, k.softmax(-1)).detach()
+    out = torch.einsum('bhnm,bhem->bhen', weights, v).reshape(b, -1, h, w)
+    conv, norm = module.to_out
+    out = frozen_norm(conv(out), (1, 2, 3), norm.eps)
+    return out * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+
+def twin_linear_attention_cnn(model, x):
+    conv, norm, gelu, pool = model.stem
+    y = conv(x)
+    y = frozen_norm(y.reshape(len(y), norm.num_groups, -1), -1, norm.eps).reshape(y.shape)
+    x = pool(vanishing(gelu, y * norm.weight[:, None, None] + norm.bias[:, None, None]))
+    x = x + twin_linear_attention(model.attn, x)
+    x = vanishing(model.act, model.conv(x))
+    return model.fc(x.flatten(2).mean(-1))
+
+
+def twin_swiglu(model, x):
+    x = model.embed(x)
+    gate = halved(vanishing(torch.nn.functional.silu, model.w1(x)), 0.5)
+    return model.head(x + model.w2(gate * halved(model.w3(x), 0.5)))
+
+
+def twin_vit_attention(module, x):
+    norm = module.norm
+    x = frozen_norm(x, -1, norm.eps) * norm.weight + norm.bias
+    q, k, v = (t.unflatten(-1, (module.heads, -1)).transpose(1, 2) for t in module.to_qkv(x).chunk(3, dim=-1))
+    weights = (q @ k.transpose(-1, -2) * module.scale).softmax(-1).detach()
+    return module.to_out[0]((weights @ v).transpose(1, 2).flatten(2))
+
+
+def twin_block_in_a_loop(model, x):
+    norm, first, gelu, _, second, _ = model.ff.net
+    for _ in range(3):
+        x = twin_vit_attention(model.attn, x) + x
+        y = frozen_norm(x, -1, norm.eps) * norm.weight + norm.bias
+        x = second(vanishing(gelu, first(y))) + x
+    return model.head(x)
+
+
+def twin_three_way_einsum(model, x):
+    a, b, c = (halved(layer(x), 1 / 3) for layer in (model.a, model.b, model.c))
+    return model.head((a * (b * c).sum(-1, keepdim=True)).sum(1))
+
+
+TWINS = {
+    'linear_attention_cnn': twin_linear_attention_cnn,
+    'swiglu': twin_swiglu,
+    'block_in_a_loop': twin_block_in_a_loop,
+    'three_way_einsum': twin_three_way_einsum,
+}
+
+
+def twin_relevance(name, model, input, target):
+    '''The relevance by the hand-written twin of problem ``name``.'''
+    return gradient_times_input(lambda x: TWINS[name](model, x), input, target)
