@@ -11,7 +11,6 @@ from .errors import ContextError
 from .layers import Attention, Softmax
 from .rules import TaylorSoftmax
 
-
 #: Names of modules, or of their classes, inside which linear layers are attention projections.
 _ATTENTION_NAME = re.compile(r'att(n|ention)|\bmsa\b', re.IGNORECASE)
 

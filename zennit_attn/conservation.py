@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 
 from .canonizers.attention import engine_of
-from .engine import zennit_hooks
 from .errors import NoRelevance
 from .operators import AFFINE, FACTORS, Kind
 from .propagation import substitute, tensors_in
+from .ruled import zennit_hooks
 
 _DEFAULT_RULES = {
     Kind.REARRANGE: 'gradient', Kind.SELECT: 'gradient', Kind.ADD: 'LRPZero', Kind.LINEAR: 'LRPZero',
@@ -247,7 +247,7 @@ class Recorder:
 
     def begin(self, call, module, hook):
         '''Note that an operator runs; return what is told its results.'''
-        where = self.engine.name_of(self.engine.running_module())
+        where = self.engine.where.name_of(self.engine.where.running_module())
         self._count(call, where, hook)
         return _Record(self, call, where, hook)
 

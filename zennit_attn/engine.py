@@ -1,211 +1,28 @@
-'''The engine: watches every torch function called below a module's forward and routes it through its rule.
-
-Inside, relevance travels as ``g`` with ``R_x = x * g_x`` (the gradient domain), where autograd itself is the rule of
-everything linear. Modules with a Zennit rule live in the relevance domain. Tensors are converted only on the border:
-`_ToGradient` behind such a module or the model's input, `_ToRelevance` before such a module or the model's output.
-'''
-import inspect
-import linecache
-import sys
+'''The engine: watches every torch function called below a module's forward and routes it through its rule.'''
 import threading
 import weakref
 from contextlib import contextmanager
-from copy import copy
 from functools import partial
 
 import torch
 from torch.autograd.graph import disable_saved_tensors_hooks
-from torch.autograd.function import Function, once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from zennit.core import BasicHook, Hook, Stabilizer
+from zennit.core import BasicHook, Stabilizer
 from zennit.rules import Pass
 
+from .domains import Reindexed, Source, Tag, ToGradient, ToRelevance, twin_of
 from .errors import ContextError, NoRelevance, UnsupportedModule, UnsupportedOperator, UnsupportedRule, UntrackedTensor
 from .layers import OPERATOR_MODULES, OperatorModule
 from .operators import REASONS, Kind, lookup
 from .propagation import RULES, Call, tensors_in
+from .ruled import Ruled, RuledCall, to_positional, zennit_hooks
+from .whereabouts import Whereabouts
 
 _CHECKPOINTING = (
     'saved tensor hooks such as those of torch.utils.checkpoint compute parts of the model again in the backward pass, where '
     'no rule can follow; turn checkpointing off (model.eval(), gradient_checkpointing_disable(), use_checkpoint=False)'
 )
-
-
-class Tag:
-    '''What the engine knows of a carrying tensor: the forward it belongs to, the activation it came from, its twin.'''
-    __slots__ = ('forward', 'role', 'twin', 'version')
-
-    def __init__(self, forward, role=None, twin=None, version=0):
-        self.forward = forward
-        self.role = role
-        self.twin = twin
-        self.version = version
-
-
-class _Source:
-    '''The twin of a module's output: the tensor itself, in the relevance domain.'''
-    __slots__ = ('tensor',)
-
-    def __init__(self, tensor):
-        self.tensor = tensor
-
-    def resolve(self):
-        return self.tensor
-
-
-class _Reindexed:
-    '''The twin of a re-indexed tensor: the same function of the twins of its operands, computed when asked for.'''
-    __slots__ = ('call', 'record', 'versions', 'outputs')
-
-    def __init__(self, call, record):
-        self.call = call
-        self.record = record
-        self.versions = [(tensor, tensor._version) for tensor in tensors_in(call.args, call.kwargs)]
-        self.outputs = None
-
-    def resolve(self, index):
-        if self.outputs is None and all(tensor._version == version for tensor, version in self.versions):
-            self.outputs = self._compute()
-        return None if self.outputs is None else self.outputs[index]
-
-    def _compute(self):
-        twins = {id(operand): twin_of(operand) for operand in self.call.operands}
-        if any(twin is None for twin in twins.values()):
-            return None
-        args, kwargs = tree_map_only(
-            torch.Tensor, lambda tensor: twins.get(id(tensor), tensor), (self.call.args, self.call.kwargs))
-        with torch._C.DisableTorchFunction():
-            outputs = list(tensors_in(self.call.func(*args, **kwargs)))
-            if self.record is not None:
-                self.record.moved(outputs)
-        return outputs
-
-
-def twin_of(tensor):
-    '''Return the tensor of the relevance domain that holds the same values, or None if there is none (any more).'''
-    tag = tensor.lrp_tag
-    if tag.twin is None or tag.version != tensor._version:
-        return None
-    return tag.twin()
-
-
-class _ToGradient(Function):
-    '''A tensor enters operator code: ``R = x * g``.'''
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        x, = ctx.saved_tensors
-        return x * grad
-
-
-class _ToRelevance(Function):
-    '''A tensor leaves operator code: ``g = R / (x + eps sign(x))``. The stabilizer absorbs the rest.'''
-    @staticmethod
-    def forward(ctx, x, stabilizer, report):
-        output = x.clone()
-        ctx.save_for_backward(output)
-        ctx.stabilizer = stabilizer
-        ctx.report = report
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, relevance):
-        x, = ctx.saved_tensors
-        wide = torch.promote_types(x.dtype, torch.float32)
-        grad = relevance.to(wide) / ctx.stabilizer(x.to(wide))
-        if ctx.report is not None:
-            ctx.report(relevance.to(wide) - x.to(wide) * grad)
-        return grad.to(x.dtype), None, None
-
-
-class _Ruled(Function):
-    '''One call of a module with a Zennit rule; the rule's state lives here and nowhere else.'''
-    @staticmethod
-    def forward(ctx, call, *inputs):
-        outputs = call.forward(inputs)
-        ctx.call = call
-        return tuple(outputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *grads):
-        return None, *ctx.call.backward(grads)
-
-
-class RuledCall:
-    '''One call of a module through a copy of its Zennit rule.'''
-    def __init__(self, engine, module, function, hook, args, kwargs, report):
-        self.engine = engine
-        self.module = module
-        self.function = function
-        self.source = hook
-        self.hook = copy(hook)
-        self.hook.stored_tensors = {}
-        self.args = args
-        self.kwargs = kwargs
-        self.report = report
-        self.positions = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor) and arg.requires_grad]
-        self.structure = None
-
-    def _fill(self, tensors):
-        args = list(self.args)
-        for position, tensor in zip(self.positions, tensors, strict=True):
-            args[position] = tensor
-        return tuple(args)
-
-    def forward(self, inputs):
-        '''Run the module and let the rule store what it needs. Returns the outputs as a list of tensors.'''
-        args = self._fill([tensor.detach() for tensor in inputs])
-        private = tuple(arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args)
-        with torch._C.DisableTorchFunction():
-            output = self.function(*private, **self.kwargs)
-            info = (self.kwargs,) if len(inspect.signature(self.hook.forward).parameters) == 4 else ()
-            self.hook.forward(self.module, args, *info, output)
-        self.structure = output
-        self.args = self._fill([None] * len(self.positions))
-        self.inputs = args
-        return [tensor.clone() for tensor in tensors_in(output) if tensor.is_floating_point()]
-
-    def backward(self, relevance):
-        '''Return the relevance of the inputs, given that of the outputs.'''
-        if not self.source.active:
-            raise ContextError(f'rule {type(self.source).__name__} is inactive in the backward pass: composite.inactive() '
-                               'does not work with AttentionCanonizer')
-        with self.engine.resting():
-            return self._backward(relevance)
-
-    def _backward(self, relevance):
-        grads = self._gradient(relevance) if self._needs_gradient() else [None] * len(self.positions)
-        self.hook.pre_backward(self.module, None, relevance)
-        # Most rules only look at the shape of the plain gradient, so the input stands in where it is not needed.
-        stand_in = dict(zip(self.positions, grads, strict=True))
-        grad_input = [arg if stand_in.get(position) is None else stand_in[position]
-                      for position, arg in enumerate(self.inputs)]
-        result = self.hook.backward(self.module, tuple(grad_input), relevance)
-        result = grads if result is None else [result[position] for position in self._result_positions(result)]
-        if self.report is not None:
-            self.report(relevance, result)
-        return result
-
-    def _result_positions(self, result):
-        return self.positions if len(result) == len(self.inputs) else range(len(self.positions))
-
-    def _needs_gradient(self):
-        return type(self.hook).backward not in (BasicHook.backward, Pass.backward)
-
-    def _gradient(self, relevance):
-        inputs = [self.inputs[position].clone().requires_grad_() for position in self.positions]
-        with torch.enable_grad():
-            output = self.function(*self._fill([tensor.clone() for tensor in inputs]), **self.kwargs)
-            outputs = [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
-        return torch.autograd.grad(outputs, inputs, relevance, allow_unused=True)
 
 
 class Engine(TorchFunctionMode):
@@ -226,7 +43,7 @@ class Engine(TorchFunctionMode):
         self.stabilizer = Stabilizer.ensure(stabilizer)
         self.unknown = unknown
         self.families = set()
-        self.names = {}
+        self.where = Whereabouts(root)
         self.ruled = {}
         self.operator_hooks = {}
         self.ruled_kinds = frozenset()
@@ -241,10 +58,9 @@ class Engine(TorchFunctionMode):
 
     def survey(self):
         '''Look up which modules and operators have been given rules, and what they are called.'''
-        self.names = {}
+        self.where.survey()
         self.ruled, self.operator_hooks = {}, {}
         for name, module in self.root.named_modules():
-            self.names[id(module)] = name
             hooks = zennit_hooks(module)
             if isinstance(module, OperatorModule) and hooks:
                 parent = name.rpartition('.')[0]
@@ -263,9 +79,6 @@ class Engine(TorchFunctionMode):
         finally:
             self.override = before
 
-    def name_of(self, module):
-        '''Return the dotted name of a module of the model.'''
-        return self.names.get(id(module)) or type(module).__name__
 
     # ---- one forward -------------------------------------------------------------------------------------------------
 
@@ -279,7 +92,7 @@ class Engine(TorchFunctionMode):
         carrying = [tensor for tensor in tensors_in(args, kwargs) if tensor.requires_grad]
         if not carrying:
             raise NoRelevance(
-                f'no input of {self.name_of(self.root)}.forward requires a gradient, so there is nothing to explain; '
+                f'no input of {self.where.name_of(self.root)}.forward requires a gradient, so there is nothing to explain; '
                 'pass a floating point input with requires_grad=True (integers: explain an embedding instead), or wrap '
                 'a plain prediction in torch.no_grad()'
             )
@@ -296,7 +109,7 @@ class Engine(TorchFunctionMode):
         except RuntimeError as error:
             if _CHECKPOINTING not in str(error):
                 raise
-            where = self.name_of(self._module_in(error.__traceback__))
+            where = self.where.name_of(self.where.module_in(error.__traceback__))
             raise UnsupportedModule(f'module {where!r}: {_CHECKPOINTING}') from error
         finally:
             self.thread = None
@@ -316,7 +129,7 @@ class Engine(TorchFunctionMode):
         if self.thread is None:
             return False
         if self.thread != threading.get_ident():
-            raise ContextError(f'{self.name_of(self.root)} is being explained in another thread; call it there, or give '
+            raise ContextError(f'{self.where.name_of(self.root)} is being explained in another thread; call it there, or give '
                                'each thread a copy of the model')
         return True
 
@@ -345,7 +158,7 @@ class Engine(TorchFunctionMode):
         for module, hook in [*hooks, *self.operator_hooks.values()]:
             if not hook.active:
                 raise ContextError(
-                    f'rule {type(hook).__name__} on module {self.name_of(module)!r} is inactive: composite.inactive() does '
+                    f'rule {type(hook).__name__} on module {self.where.name_of(module)!r} is inactive: composite.inactive() does '
                     'not work with AttentionCanonizer; leave the context for a plain gradient'
                 )
 
@@ -378,8 +191,8 @@ class Engine(TorchFunctionMode):
 
     def to_gradient(self, tensor):
         '''Convert a tensor of the relevance domain for operator code; its twin stays known.'''
-        output = _ToGradient.apply(tensor)
-        self._mark(output, None, _Source(tensor).resolve)
+        output = ToGradient.apply(tensor)
+        self._mark(output, None, Source(tensor).resolve)
         return output
 
     def to_relevance(self, tensor, where):
@@ -394,14 +207,14 @@ class Engine(TorchFunctionMode):
             raise UnsupportedOperator(
                 f'{where}: a complex tensor has no relevance of its own; split it with torch.view_as_real')
         report = self.recorder and self.recorder.stabilizer(where)
-        return _ToRelevance.apply(tensor, self.stabilizer, report)
+        return ToRelevance.apply(tensor, self.stabilizer, report)
 
     def check_output(self, module, output):
         '''Refuse what a module returns if it comes from code that the engine cannot see.'''
         for tensor in tensors_in(output):
             tag = getattr(tensor, 'lrp_tag', None)
             if (tag is None or tag.forward is not self.plain.forward) and tensor.requires_grad:
-                self.check_tag(tensor, self.name_of(module))
+                self.check_tag(tensor, self.where.name_of(module))
 
     def check_tag(self, tensor, where=None):
         '''Refuse a carrying tensor that the engine has not produced in this forward.'''
@@ -472,7 +285,7 @@ class Engine(TorchFunctionMode):
             return func(*args, **kwargs)
         if self.unknown == 'gradient':
             return self.mark(func(*args, **kwargs))
-        module, line = self.locate()
+        module, line = self.where.locate()
         why = REASONS.get(name, 'it is not in the table of operators')
         raise UnsupportedOperator(
             f'module {module!r} calls {name} on a tensor that carries relevance, and no rule is known for it: {why}\n'
@@ -484,7 +297,7 @@ class Engine(TorchFunctionMode):
     def _run_without_grad(self, call):
         if not call.inplace:
             return call.run()
-        module, line = self.locate()
+        module, line = self.where.locate()
         raise UnsupportedOperator(
             f'module {module!r} writes with {call.operator.name} into a tensor that carries relevance under '
             f'torch.no_grad, where no relevance can follow\n  {line}\ntake the write out of torch.no_grad'
@@ -506,7 +319,7 @@ class Engine(TorchFunctionMode):
         elif len(call.operands) == 1 and (kind is Kind.REARRANGE or _scales(call)):
             role = self.role(call.operands[0])
         moves = kind in (Kind.REARRANGE, Kind.SELECT) and not call.kwargs.get('accumulate')
-        twin = _Reindexed(call, record) if self.ruled and moves else None
+        twin = Reindexed(call, record) if self.ruled and moves else None
         self.mark(output, role, twin)
 
     # ---- rules of the composite --------------------------------------------------------------------------------------
@@ -515,7 +328,7 @@ class Engine(TorchFunctionMode):
         '''Find the operator module, and its rule, of the module whose code is running.'''
         if kind not in self.ruled_kinds and self.recorder is None:
             return None, None
-        module = self.running_module()
+        module = self.where.running_module()
         operator_module = module if is_layer(module) else getattr(module, '_modules', {}).get(f'canonizer_{kind.value}')
         key = id(module) if is_layer(module) else (id(module), kind)
         return self.operator_hooks.get(key, (operator_module, None))
@@ -526,11 +339,11 @@ class Engine(TorchFunctionMode):
         if len(call.operands) > 1:
             return self._refuse_in_backward(call, module, hook)
         bound = type(module).bind(call) if not is_layer(module) else OPERATOR_MODULES[module.kind].bind(call)
-        output = self.apply_rule(bound, bound.forward, hook, tuple(call.operands), {}, self.name_of(module))
+        output = self.apply_rule(bound, bound.forward, hook, tuple(call.operands), {}, self.where.name_of(module))
         return call.write_back(output)
 
     def _refuse_in_backward(self, call, module, hook):
-        name, operands = self.name_of(module), len(call.operands)
+        name, operands = self.where.name_of(module), len(call.operands)
 
         def refuse(grad):
             raise UnsupportedRule(
@@ -545,12 +358,12 @@ class Engine(TorchFunctionMode):
 
     def call_ruled(self, module, hooks, function, args, kwargs):
         '''Call a module that has a Zennit rule: a leaf, of whose inside the engine stays out.'''
-        name = self.name_of(module)
+        name = self.where.name_of(module)
         if len(hooks) > 1:
             raise UnsupportedRule(f'module {name!r} has {len(hooks)} Zennit rules; attach one')
         if hasattr(hooks[0], 'call_module'):
             return hooks[0].call_module(self, module, function, args, kwargs)
-        args, kwargs = _to_positional(module, args, kwargs)
+        args, kwargs = to_positional(module, args, kwargs)
         if not any(tensor.requires_grad for tensor in tensors_in(args, kwargs)):
             return function(*args, **kwargs)
         if any(tensor.requires_grad for tensor in tensors_in(kwargs, [a for a in args if isinstance(a, (list, tuple))])):
@@ -572,51 +385,18 @@ class Engine(TorchFunctionMode):
         args = tuple(self.to_relevance(arg, name) if isinstance(arg, torch.Tensor) else arg for arg in args)
         report = self.recorder and self.recorder.rule(name, module, hook)
         call = RuledCall(self, module, function, hook, args, kwargs, report)
-        outputs = iter(_Ruled.apply(call, *(args[position] for position in call.positions)))
+        outputs = iter(Ruled.apply(call, *(args[position] for position in call.positions)))
         structure, call.structure = call.structure, None
         return tree_map_only(
             torch.Tensor, lambda tensor: self.to_gradient(next(outputs)) if tensor.is_floating_point() else tensor,
             structure)
 
-    # ---- words for errors --------------------------------------------------------------------------------------------
+    # ---- words for errors ----------------------------------------------------------------------------------------------
 
     def note_gate(self, call, output=None):
         '''Remember the last gate, to name it if the output turns out to carry nothing.'''
         reference = weakref.ref(output) if isinstance(output, torch.Tensor) else None
-        self.last_gate = (call.operator.name, *self.locate(), reference)
-
-    def running_module(self):
-        '''Return the module of the model whose code is running.'''
-        frame = sys._getframe(1)
-        while frame is not None:
-            code = frame.f_code
-            if code.co_argcount and code.co_name != '__torch_function__':
-                module = frame.f_locals.get(code.co_varnames[0])
-                if isinstance(module, torch.nn.Module) and id(module) in self.names:
-                    return module
-            frame = frame.f_back
-        return self.root
-
-    def _module_in(self, traceback):
-        '''Return the innermost module of the model in a traceback.'''
-        module = self.root
-        while traceback is not None:
-            code = traceback.tb_frame.f_code
-            first = traceback.tb_frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-            module = first if id(first) in self.names else module
-            traceback = traceback.tb_next
-        return module
-
-    def locate(self):
-        '''Return the dotted name of the module whose code is running, and the line that called the operator.'''
-        frame = sys._getframe(1)
-        while frame is not None and _is_internal(frame):
-            frame = frame.f_back
-        line = ''
-        if frame is not None:
-            file, number = frame.f_code.co_filename, frame.f_lineno
-            line = f'{file}:{number}: {linecache.getline(file, number).strip()}'
-        return self.name_of(self.running_module()), line
+        self.last_gate = (call.operator.name, *self.where.locate(), reference)
 
     def _explain_loss(self, outputs):
         reason = 'no operator between input and output passes relevance on'
@@ -625,11 +405,11 @@ class Engine(TorchFunctionMode):
             ends = reference is not None and any(reference() is output for output in outputs)
             position = 'which it ends with' if ends else 'the last gate before it'
             reason = f'the operator {name} of module {module!r}, {position}, is viewed as a constant\n  {line}'
-        return (f'the output of {self.name_of(self.root)} carries no relevance: {reason}\n'
+        return (f'the output of {self.where.name_of(self.root)} carries no relevance: {reason}\n'
                 'explain the logits, i.e. what goes into a final softmax or sigmoid, or give that operator another rule')
 
     def _explain_untracked(self, tensor, tag, where):
-        module, line = self.locate()
+        module, line = self.where.locate()
         origin = type(tensor.grad_fn).__name__
         if tag is not None:
             origin += ', kept from an earlier forward'
@@ -643,17 +423,6 @@ class Engine(TorchFunctionMode):
         )
 
 
-def zennit_hooks(module):
-    '''Return the Zennit rules registered on a module.'''
-    owners = (getattr(hook, '__self__', None) or getattr(hook, 'zennit_hook', None)
-              for hook in module._forward_hooks.values())
-    hooks = []
-    for owner in owners:
-        if isinstance(owner, Hook) and owner not in hooks:
-            hooks.append(owner)
-    return hooks
-
-
 def is_layer(module):
     '''Whether a module is an operator module that stands for a layer of the model, such as torch.nn.Softmax.'''
     return isinstance(module, OperatorModule) and type(module).forward is not OperatorModule.forward
@@ -661,18 +430,3 @@ def is_layer(module):
 
 def _scales(call):
     return call.operator.name in ('mul', 'multiply', 'rmul', 'div', 'true_divide', 'truediv', 'neg', 'negative')
-
-
-def _is_internal(frame):
-    name = frame.f_globals.get('__name__', '')
-    return name.split('.')[0] in ('torch', 'einops') or name in (
-        __name__, 'zennit_attn.propagation', 'zennit_attn.rules', 'zennit_attn.layers',
-        'zennit_attn.conservation') or name.startswith('zennit_attn.canonizers')
-
-
-def _to_positional(module, args, kwargs):
-    '''Move keyword arguments that carry relevance to their positions, where Zennit's rules look.'''
-    if not any(tensor.requires_grad for tensor in tensors_in(kwargs)):
-        return args, kwargs
-    bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
-    return bound.args[1:], bound.kwargs

@@ -28,7 +28,7 @@ def _solve(k, beta):
     A token writes :math:`u_i = \beta_i (v_i - S^\top k_i - \sum_{j<i} (k_j \cdot k_i) u_j)`, a triangular system with
     the solution :math:`U = T (V - K S)` for the state :math:`S` at the start of the chunk.
     '''
-    system = (beta[..., None] * (k @ k.mT)).tril(-1)
+    system = beta[..., None] * (k @ k.mT)  # of which the diagonal and what is above are not read
     return torch.linalg.solve_triangular(system, torch.diag_embed(beta), upper=False, unitriangular=True)
 
 

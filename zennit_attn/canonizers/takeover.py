@@ -2,8 +2,8 @@
 import torch
 from zennit.core import Hook
 
-from ..engine import zennit_hooks
 from ..layers import OperatorModule
+from ..ruled import zennit_hooks
 
 
 class Takeover:

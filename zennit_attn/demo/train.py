@@ -1,0 +1,98 @@
+'''Train the demo's models and write their weights: ``python -m zennit_attn.demo.train``.'''
+import argparse
+import time
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
+
+from . import DEMOS, DIGITS
+from .data import Samples, digits, scenes
+
+BATCH = 128
+
+
+def jittered(samples, generator):
+    '''Return samples with each image moved by up to one pixel in each direction, and with noise.'''
+    padded = torch.nn.functional.pad(samples.images, (1, 1, 1, 1))
+    size = samples.images.shape[-1]
+    rows, columns = torch.randint(3, (2, len(samples), 1, 1), generator=generator)
+    index = torch.arange(size)
+    images = padded[torch.arange(len(samples))[:, None, None], 0, rows + index[:, None], columns + index]
+    return Samples(images[:, None] + .15 * torch.randn(samples.images.shape, generator=generator), samples.labels)
+
+
+def batches(demo):
+    '''Yield the batches of a training: scenes that are never seen twice, or digits in random order and place.'''
+    if demo.classes is not DIGITS:
+        yield from (scenes(BATCH, step) for step in range(demo.steps))
+        return
+    source, generator = digits('train'), torch.Generator().manual_seed(0)
+    for _ in range(demo.steps):
+        chosen = torch.randint(len(source), (BATCH,), generator=generator)
+        yield jittered(source[chosen], generator)
+
+
+def train(demo, seed=0):
+    '''Train a model of the demo.
+
+    Parameters
+    ----------
+    demo: :py:class:`~zennit_attn.demo.Demo`
+        Which model, for how many steps.
+    seed: int
+        Seed of the initial parameters.
+
+    Returns
+    -------
+    :py:class:`torch.nn.Module`
+        The trained model.
+    '''
+    torch.manual_seed(seed)
+    model = demo.build().train()
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, demo.rate, total_steps=demo.steps, pct_start=.15)
+    for step, samples in enumerate(batches(demo)):
+        loss = cross_entropy(model(samples.images), samples.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        clip_grad_norm_(model.parameters(), 1.)
+        optimizer.step()
+        schedule.step()
+        if step % 200 == 0:
+            print(f'  step {step:4d} of {demo.steps}  loss {loss.item():.3f}', flush=True)
+    return model.eval()
+
+
+def accuracy(model, samples):
+    '''Return the share of the samples whose highest logit is that of their class.'''
+    with torch.no_grad():
+        logits = model(samples.images.to(next(model.parameters()).dtype))
+    return (logits.argmax(dim=1) == samples.labels).float().mean().item()
+
+
+def save(model, path):
+    '''Write a model's parameters and buffers in half precision.'''
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    torch.save(half, path)
+
+
+def main(args=None):
+    '''Train the models that are named, or all.'''
+    parser = argparse.ArgumentParser(prog='python -m zennit_attn.demo.train', description=__doc__)
+    parser.add_argument('models', nargs='*', metavar='MODEL', help=f'{", ".join(DEMOS)} (default: all)')
+    names = parser.parse_args(args).models or list(DEMOS)
+    if unknown := set(names) - set(DEMOS):
+        parser.error(f'no such model: {", ".join(sorted(unknown))}; choose from {", ".join(DEMOS)}')
+    for demo in map(DEMOS.get, names):
+        print(demo.name, flush=True)
+        start = time.perf_counter()
+        save(train(demo), demo.weights)
+        score = accuracy(demo.load(torch.float32), demo.held_out(4000))
+        print(f'  held-out accuracy {score:.1%} with the stored weights, {demo.weights.stat().st_size / 1024:.0f} KiB, '
+              f'{time.perf_counter() - start:.0f} s', flush=True)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,104 @@
+'''The two domains of relevance, and the border between them.
+
+In the relevance domain ``R`` flows backward, as Zennit has it; in the gradient domain ``g`` does, with ``R_x = x * g_x``. Code is run
+in the gradient domain, where autograd is the rule of everything linear. A tensor that came from the relevance domain and was
+only moved since has a twin there: the same values, whose gradient is relevance.
+'''
+import torch
+from torch.autograd.function import Function, once_differentiable
+from torch.utils._pytree import tree_map_only
+
+from .propagation import tensors_in
+
+
+class Tag:
+    '''What the engine knows of a carrying tensor: the forward it belongs to, the activation it came from, its twin.'''
+    __slots__ = ('forward', 'role', 'twin', 'version')
+
+    def __init__(self, forward, role=None, twin=None, version=0):
+        self.forward = forward
+        self.role = role
+        self.twin = twin
+        self.version = version
+
+
+class Source:
+    '''The twin of a module's output: the tensor itself, in the relevance domain.'''
+    __slots__ = ('tensor',)
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def resolve(self):
+        return self.tensor
+
+
+class Reindexed:
+    '''The twin of a re-indexed tensor: the same function of the twins of its operands, computed when asked for.'''
+    __slots__ = ('call', 'record', 'versions', 'outputs')
+
+    def __init__(self, call, record):
+        self.call = call
+        self.record = record
+        self.versions = [(tensor, tensor._version) for tensor in tensors_in(call.args, call.kwargs)]
+        self.outputs = None
+
+    def resolve(self, index):
+        if self.outputs is None and all(tensor._version == version for tensor, version in self.versions):
+            self.outputs = self._compute()
+        return None if self.outputs is None else self.outputs[index]
+
+    def _compute(self):
+        twins = {id(operand): twin_of(operand) for operand in self.call.operands}
+        if any(twin is None for twin in twins.values()):
+            return None
+        args, kwargs = tree_map_only(
+            torch.Tensor, lambda tensor: twins.get(id(tensor), tensor), (self.call.args, self.call.kwargs))
+        with torch._C.DisableTorchFunction():
+            outputs = list(tensors_in(self.call.func(*args, **kwargs)))
+            if self.record is not None:
+                self.record.moved(outputs)
+        return outputs
+
+
+def twin_of(tensor):
+    '''Return the tensor of the relevance domain that holds the same values, or None if there is none (any more).'''
+    tag = tensor.lrp_tag
+    if tag.twin is None or tag.version != tensor._version:
+        return None
+    return tag.twin()
+
+
+class ToGradient(Function):
+    '''A tensor enters operator code: ``R = x * g``.'''
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, = ctx.saved_tensors
+        return x * grad
+
+
+class ToRelevance(Function):
+    '''A tensor leaves operator code: ``g = R / (x + eps sign(x))``. The stabilizer absorbs the rest.'''
+    @staticmethod
+    def forward(ctx, x, stabilizer, report):
+        output = x.clone()
+        ctx.save_for_backward(output)
+        ctx.stabilizer = stabilizer
+        ctx.report = report
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, relevance):
+        x, = ctx.saved_tensors
+        wide = torch.promote_types(x.dtype, torch.float32)
+        grad = relevance.to(wide) / ctx.stabilizer(x.to(wide))
+        if ctx.report is not None:
+            ctx.report(relevance.to(wide) - x.to(wide) * grad)
+        return grad.to(x.dtype), None, None

@@ -1,0 +1,113 @@
+'''Calls of modules that have a Zennit rule: one copy of the rule per call, so that a module may be called many times.'''
+import inspect
+from copy import copy
+
+import torch
+from torch.autograd.function import Function, once_differentiable
+from zennit.core import BasicHook, Hook
+from zennit.rules import Pass
+
+from .errors import ContextError
+from .propagation import tensors_in
+
+
+class Ruled(Function):
+    '''One call of a module with a Zennit rule; the rule's state lives here and nowhere else.'''
+    @staticmethod
+    def forward(ctx, call, *inputs):
+        outputs = call.forward(inputs)
+        ctx.call = call
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        return None, *ctx.call.backward(grads)
+
+
+class RuledCall:
+    '''One call of a module through a copy of its Zennit rule.'''
+    def __init__(self, engine, module, function, hook, args, kwargs, report):
+        self.engine = engine
+        self.module = module
+        self.function = function
+        self.source = hook
+        self.hook = copy(hook)
+        self.hook.stored_tensors = {}
+        self.args = args
+        self.kwargs = kwargs
+        self.report = report
+        self.positions = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor) and arg.requires_grad]
+        self.structure = None
+
+    def _fill(self, tensors):
+        args = list(self.args)
+        for position, tensor in zip(self.positions, tensors, strict=True):
+            args[position] = tensor
+        return tuple(args)
+
+    def forward(self, inputs):
+        '''Run the module and let the rule store what it needs. Returns the outputs as a list of tensors.'''
+        args = self._fill([tensor.detach() for tensor in inputs])
+        private = tuple(arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args)
+        with torch._C.DisableTorchFunction():
+            output = self.function(*private, **self.kwargs)
+            info = (self.kwargs,) if len(inspect.signature(self.hook.forward).parameters) == 4 else ()
+            self.hook.forward(self.module, args, *info, output)
+        self.structure = output
+        self.args = self._fill([None] * len(self.positions))
+        self.inputs = args
+        return [tensor.clone() for tensor in tensors_in(output) if tensor.is_floating_point()]
+
+    def backward(self, relevance):
+        '''Return the relevance of the inputs, given that of the outputs.'''
+        if not self.source.active:
+            raise ContextError(f'rule {type(self.source).__name__} is inactive in the backward pass: composite.inactive() '
+                               'does not work with AttentionCanonizer')
+        with self.engine.resting():
+            return self._backward(relevance)
+
+    def _backward(self, relevance):
+        grads = self._gradient(relevance) if self._needs_gradient() else [None] * len(self.positions)
+        self.hook.pre_backward(self.module, None, relevance)
+        # Most rules only look at the shape of the plain gradient, so the input stands in where it is not needed.
+        stand_in = dict(zip(self.positions, grads, strict=True))
+        grad_input = [arg if stand_in.get(position) is None else stand_in[position]
+                      for position, arg in enumerate(self.inputs)]
+        result = self.hook.backward(self.module, tuple(grad_input), relevance)
+        result = grads if result is None else [result[position] for position in self._result_positions(result)]
+        if self.report is not None:
+            self.report(relevance, result)
+        return result
+
+    def _result_positions(self, result):
+        return self.positions if len(result) == len(self.inputs) else range(len(self.positions))
+
+    def _needs_gradient(self):
+        return type(self.hook).backward not in (BasicHook.backward, Pass.backward)
+
+    def _gradient(self, relevance):
+        inputs = [self.inputs[position].clone().requires_grad_() for position in self.positions]
+        with torch.enable_grad():
+            output = self.function(*self._fill([tensor.clone() for tensor in inputs]), **self.kwargs)
+            outputs = [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
+        return torch.autograd.grad(outputs, inputs, relevance, allow_unused=True)
+
+
+def zennit_hooks(module):
+    '''Return the Zennit rules registered on a module.'''
+    owners = (getattr(hook, '__self__', None) or getattr(hook, 'zennit_hook', None)
+              for hook in module._forward_hooks.values())
+    hooks = []
+    for owner in owners:
+        if isinstance(owner, Hook) and owner not in hooks:
+            hooks.append(owner)
+    return hooks
+
+
+def to_positional(module, args, kwargs):
+    '''Move keyword arguments that carry relevance to their positions, where Zennit's rules look.'''
+    if not any(tensor.requires_grad for tensor in tensors_in(kwargs)):
+        return args, kwargs
+    bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
+    return bound.args[1:], bound.kwargs

@@ -1,0 +1,68 @@
+'''Which code of the model is running: for the names in errors, and for operators with a rule of their own.'''
+import linecache
+import sys
+
+import torch
+
+#: Rooms of this package whose code runs on behalf of the model's.
+_ROOMS = ('canonizers', 'conservation', 'domains', 'engine', 'layers', 'propagation', 'ruled', 'rules', 'whereabouts')
+
+
+class Whereabouts:
+    '''Finds modules of a model in the stack of calls.
+
+    Parameters
+    ----------
+    root: :py:class:`torch.nn.Module`
+        The model.
+    '''
+    def __init__(self, root):
+        self.root = root
+        self.names = {}
+
+    def survey(self):
+        '''Look up what the modules are called.'''
+        self.names = {id(module): name for name, module in self.root.named_modules()}
+
+    def name_of(self, module):
+        '''Return the dotted name of a module of the model.'''
+        return self.names.get(id(module)) or type(module).__name__
+
+    def running_module(self):
+        '''Return the module of the model whose code is running.'''
+        frame = sys._getframe(1)
+        while frame is not None:
+            code = frame.f_code
+            if code.co_argcount and code.co_name != '__torch_function__':
+                module = frame.f_locals.get(code.co_varnames[0])
+                if isinstance(module, torch.nn.Module) and id(module) in self.names:
+                    return module
+            frame = frame.f_back
+        return self.root
+
+    def module_in(self, traceback):
+        '''Return the innermost module of the model in a traceback.'''
+        module = self.root
+        while traceback is not None:
+            code = traceback.tb_frame.f_code
+            first = traceback.tb_frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+            module = first if id(first) in self.names else module
+            traceback = traceback.tb_next
+        return module
+
+    def locate(self):
+        '''Return the dotted name of the module whose code is running, and the line that called the operator.'''
+        frame = sys._getframe(1)
+        while frame is not None and _is_internal(frame):
+            frame = frame.f_back
+        line = ''
+        if frame is not None:
+            file, number = frame.f_code.co_filename, frame.f_lineno
+            line = f'{file}:{number}: {linecache.getline(file, number).strip()}'
+        return self.name_of(self.running_module()), line
+
+
+def _is_internal(frame):
+    name = frame.f_globals.get('__name__', '')
+    room = name.partition('zennit_attn.')[2].split('.')[0]
+    return name.split('.')[0] in ('torch', 'einops') or room in _ROOMS
