@@ -95,15 +95,16 @@ class AttentionComposite(LayerMapComposite):
         ContextError
             Always.
         '''
-        raise ContextError('composite.inactive() does not work with AttentionCanonizer; leave the context for plain gradients')
+        raise ContextError('composite.inactive() does not work with AttentionCanonizer; leave the context for plain '
+                           'gradients')
 
 
 @register_composite('cp_lrp')
 class CPLRP(AttentionComposite):
     '''Conservative propagation: every gate is a constant, the rest LRP-0.
 
-    Attention maps, deviations of normalizations and other gates are viewed as constants [1]_. Its ledger closes with biases
-    and positions as the only sinks. The arguments are those of :py:class:`AttentionComposite`.
+    Attention maps, deviations of normalizations and other gates are viewed as constants [1]_. Its ledger closes with
+    biases and positions as the only sinks. The arguments are those of :py:class:`AttentionComposite`.
 
     References
     ----------
@@ -116,8 +117,8 @@ class CPLRP(AttentionComposite):
 class AttnLRP(AttentionComposite):
     '''AttnLRP: the softmax follows its Taylor expansion, so that queries and keys receive relevance too.
 
-    The hidden bias of the expansion absorbs relevance, which the ledger shows as a sink. Products share evenly [1]_. The
-    arguments are those of :py:class:`AttentionComposite`.
+    The hidden bias of the expansion absorbs relevance, which the ledger shows as a sink. Products share evenly [1]_.
+    The arguments are those of :py:class:`AttentionComposite`.
 
     References
     ----------

@@ -1,8 +1,8 @@
 '''The ledger: where every unit of relevance went, measured.
 
-For every sample, ``R_output = R_input + sum over sinks + unaccounted``. Each term on the right is measured on its own (a sink
-by its own formula, such as ``sum(c * g)`` for a constant `c` that was added), so that `unaccounted` is a check: it is zero
-only if every operator followed a rule that conserves.
+For every sample, ``R_output = R_input + sum over sinks + unaccounted``. Each term on the right is measured on its own
+(a sink by its own formula, such as ``sum(c * g)`` for a constant `c` that was added), so that `unaccounted` is a
+check: it is zero only if every operator followed a rule that conserves.
 '''
 import sys
 from collections import Counter
@@ -20,7 +20,7 @@ from .ruled import zennit_hooks
 _DEFAULT_RULES = {
     Kind.REARRANGE: 'gradient', Kind.SELECT: 'gradient', Kind.ADD: 'LRPZero', Kind.LINEAR: 'LRPZero',
     Kind.EINSUM: 'LRPZero', Kind.MULTIPLY: 'LRPZero', Kind.SOFTMAX: 'Constant', Kind.ATTENTION: 'Constant',
-    Kind.GATE: 'Constant', Kind.ACTIVATION: 'Identity', Kind.NORMALIZATION: 'ConstantDeviation', Kind.COMPOSED: 'composed',
+    Kind.GATE: 'Constant', Kind.ACTIVATION: 'Identity', Kind.NORMALIZATION: 'ConstantDeviation',
 }
 _CLAMPS = frozenset('clamp clamp_max clamp_min clip fmax fmin maximum minimum nan_to_num'.split())
 
@@ -157,14 +157,14 @@ def audit(model, composite, input, attr_output=None):
 
 def _output_relevance(output, attr_output):
     if not isinstance(output, torch.Tensor):
-        raise TypeError(f'the model returns {type(output).__name__}, not a tensor; wrap it in a module that returns the '
-                        'tensor to explain')
+        raise TypeError(f'the model returns {type(output).__name__}, not a tensor; wrap it in a module that returns '
+                        'the tensor to explain')
     if output.ndim == 0:
         raise ValueError('the output is a single number; it needs a first dimension for the samples')
     relevance = output if attr_output is None else attr_output(output) if callable(attr_output) else attr_output
     if relevance.shape != output.shape:
-        raise ValueError(f'attr_output has shape {tuple(relevance.shape)}, but the output has {tuple(output.shape)}; pass '
-                         'relevance for every element of the output, e.g. a one-hot target')
+        raise ValueError(f'attr_output has shape {tuple(relevance.shape)}, but the output has {tuple(output.shape)}; '
+                         'pass relevance for every element of the output, e.g. a one-hot target')
     return relevance.detach().to(output.dtype)
 
 
@@ -219,7 +219,7 @@ class Recorder:
         '''Return the sinks, largest first.'''
         result = []
         for key, samples in self.amounts.items():
-            relevance = torch.stack([torch.as_tensor(samples.get(i, 0.), dtype=torch.float64).cpu() for i in range(batch)])
+            relevance = torch.tensor([float(samples.get(i, 0.)) for i in range(batch)], dtype=torch.float64)
             result.append(Sink(*key, relevance))
         return sorted(result, key=lambda sink: -sink.relevance.abs().sum())
 

@@ -1,8 +1,8 @@
 '''The two domains of relevance, and the border between them.
 
-In the relevance domain ``R`` flows backward, as Zennit has it; in the gradient domain ``g`` does, with ``R_x = x * g_x``. Code is run
-in the gradient domain, where autograd is the rule of everything linear. A tensor that came from the relevance domain and was
-only moved since has a twin there: the same values, whose gradient is relevance.
+In the relevance domain ``R`` flows backward, as Zennit has it; in the gradient domain ``g`` does, with ``R_x = x *
+g_x``. Code is run in the gradient domain, where autograd is the rule of everything linear. A tensor that came from
+the relevance domain and was only moved since has a twin there: the same values, whose gradient is relevance.
 '''
 import torch
 from torch.autograd.function import Function, once_differentiable

@@ -20,8 +20,9 @@ from .ruled import Ruled, RuledCall, to_positional, zennit_hooks
 from .whereabouts import Whereabouts
 
 _CHECKPOINTING = (
-    'saved tensor hooks such as those of torch.utils.checkpoint compute parts of the model again in the backward pass, where '
-    'no rule can follow; turn checkpointing off (model.eval(), gradient_checkpointing_disable(), use_checkpoint=False)'
+    'saved tensor hooks such as those of torch.utils.checkpoint compute parts of the model again in the backward pass, '
+    'where no rule can follow; turn checkpointing off (model.eval(), gradient_checkpointing_disable(), '
+    'use_checkpoint=False)'
 )
 
 
@@ -49,6 +50,7 @@ class Engine(TorchFunctionMode):
         self.ruled_kinds = frozenset()
         self.override = {}
         self.recorder = None
+        self.source = None
         self.thread = None
         self.rests = 0
         self.last_gate = None
@@ -90,11 +92,11 @@ class Engine(TorchFunctionMode):
         self.plain = Tag(object())
         self.last_gate = None
         carrying = [tensor for tensor in tensors_in(args, kwargs) if tensor.requires_grad]
-        if not carrying:
+        if not carrying and self.source is None:
             raise NoRelevance(
-                f'no input of {self.where.name_of(self.root)}.forward requires a gradient, so there is nothing to explain; '
-                'pass a floating point input with requires_grad=True (integers: explain an embedding instead), or wrap '
-                'a plain prediction in torch.no_grad()'
+                f'no input of {self.where.name_of(self.root)}.forward requires a gradient, so nothing can be explained; '
+                'pass a floating point input with requires_grad=True, explain integers from their embedding '
+                '(zennit_attn.attribution.TokenGradient), or wrap a plain prediction in torch.no_grad()'
             )
         args, kwargs = tree_map_only(torch.Tensor, self._enter, (args, kwargs))
         with self._running(), disable_saved_tensors_hooks(_CHECKPOINTING), self:
@@ -129,8 +131,8 @@ class Engine(TorchFunctionMode):
         if self.thread is None:
             return False
         if self.thread != threading.get_ident():
-            raise ContextError(f'{self.where.name_of(self.root)} is being explained in another thread; call it there, or give '
-                               'each thread a copy of the model')
+            raise ContextError(f'{self.where.name_of(self.root)} is being explained in another thread; call it there, '
+                               'or give each thread a copy of the model')
         return True
 
     def _enter(self, tensor):
@@ -158,8 +160,8 @@ class Engine(TorchFunctionMode):
         for module, hook in [*hooks, *self.operator_hooks.values()]:
             if not hook.active:
                 raise ContextError(
-                    f'rule {type(hook).__name__} on module {self.where.name_of(module)!r} is inactive: composite.inactive() does '
-                    'not work with AttentionCanonizer; leave the context for a plain gradient'
+                    f'rule {type(hook).__name__} on module {self.where.name_of(module)!r} is inactive: '
+                    'composite.inactive() does not work with AttentionCanonizer; leave the context for a plain gradient'
                 )
 
     # ---- the two domains ---------------------------------------------------------------------------------------------
@@ -276,7 +278,7 @@ class Engine(TorchFunctionMode):
         return tree_map_only(torch.Tensor, detached, (args, kwargs))
 
     def _is_constant(self, tensor):
-        '''Whether a tensor that requires a gradient carries none: a gate written in place, a parameter outside the model.'''
+        '''Whether a tensor that requires a gradient carries nothing: a gate written in place, a foreign parameter.'''
         return self.role(tensor) == 'constant' or tensor.grad_fn is None
 
     def _run_unknown(self, operator, func, args, kwargs):
@@ -366,7 +368,8 @@ class Engine(TorchFunctionMode):
         args, kwargs = to_positional(module, args, kwargs)
         if not any(tensor.requires_grad for tensor in tensors_in(args, kwargs)):
             return function(*args, **kwargs)
-        if any(tensor.requires_grad for tensor in tensors_in(kwargs, [a for a in args if isinstance(a, (list, tuple))])):
+        nested = [arg for arg in args if not isinstance(arg, torch.Tensor)]
+        if any(tensor.requires_grad for tensor in tensors_in(kwargs, nested)):
             raise UnsupportedRule(
                 f'rule {type(hooks[0]).__name__} on module {name!r}: an input that carries relevance is not a plain '
                 'positional tensor; give the rule to the modules inside'
@@ -391,7 +394,7 @@ class Engine(TorchFunctionMode):
             torch.Tensor, lambda tensor: self.to_gradient(next(outputs)) if tensor.is_floating_point() else tensor,
             structure)
 
-    # ---- words for errors ----------------------------------------------------------------------------------------------
+    # ---- words for errors ------------------------------------------------------------------------------------------
 
     def note_gate(self, call, output=None):
         '''Remember the last gate, to name it if the output turns out to carry nothing.'''
@@ -406,7 +409,8 @@ class Engine(TorchFunctionMode):
             position = 'which it ends with' if ends else 'the last gate before it'
             reason = f'the operator {name} of module {module!r}, {position}, is viewed as a constant\n  {line}'
         return (f'the output of {self.where.name_of(self.root)} carries no relevance: {reason}\n'
-                'explain the logits, i.e. what goes into a final softmax or sigmoid, or give that operator another rule')
+                'explain the logits, i.e. what goes into a final softmax or sigmoid, or give that operator another '
+                'rule')
 
     def _explain_untracked(self, tensor, tag, where):
         module, line = self.where.locate()
@@ -416,7 +420,8 @@ class Engine(TorchFunctionMode):
         at = where or module
         return (
             f'module {at!r}: a tensor of shape {tuple(tensor.shape)} requires a gradient but comes from code that the '
-            f'engine cannot see ({origin}): a custom torch.autograd.Function, TorchScript, a compiled function or kernel\n'
+            f'engine cannot see ({origin}): a custom torch.autograd.Function, TorchScript, a compiled function or '
+            f'kernel\n'
             f'  {line}\n'
             'write the computation with torch functions, put it in a module and give that module a Zennit rule, or use '
             "AttentionCanonizer(unknown='gradient') to accept its plain gradient"

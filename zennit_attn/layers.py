@@ -15,9 +15,10 @@ from .operators import Kind
 class OperatorModule(Module):
     '''Base class of the operator modules.
 
-    When a Zennit rule is attached, each call is run through a copy that is bound to the call: a module of the one operand
-    that carries relevance, whose parameters are the call's constant tensors (``weight``, and ``bias`` where there is one),
-    so that rules that modify parameters (``Gamma``, ``ZPlus``...) work as on :py:class:`torch.nn.Linear`.
+    When a Zennit rule is attached, each call is run through a copy that is bound to the call: a module of the one
+    operand that carries relevance, whose parameters are the call's constant tensors (``weight``, and ``bias`` where
+    there is one), so that rules that modify parameters (``Gamma``, ``ZPlus``...) work as on
+    :py:class:`torch.nn.Linear`.
     '''
     kind = None
 
@@ -93,7 +94,7 @@ def _is_constant(call, arg):
 
 
 class Rearrange(OperatorModule):
-    '''Moves values without changing them: ``rearrange``, ``reshape``, ``chunk``, ``cat``, indexing, ``masked_fill``...'''
+    '''Moves values without changing them: ``reshape``, ``permute``, ``chunk``, ``cat``, indexing, ``masked_fill``...'''
     kind = Kind.REARRANGE
 
 
@@ -157,18 +158,20 @@ OPERATOR_MODULES = {cls.kind: cls for cls in (
 def softmax_type(cls):
     '''Return the type that a module of a softmax class of torch gets, e.g. :py:class:`torch.nn.Softmax`.
 
-    Zennit counts these classes as elementwise activations and would give them ``Pass``. The type returned has the class's
-    forward, but is a :py:class:`Softmax` of ours.
+    Zennit counts these classes as elementwise activations and would give them ``Pass``. The type returned has the
+    class's forward, but is a :py:class:`Softmax` of ours.
     '''
-    return type(cls.__name__, (Softmax,), {'forward': cls.forward, 'extra_repr': cls.extra_repr, '__module__': __name__})
+    attributes = {'forward': cls.forward, 'extra_repr': cls.extra_repr, '__module__': __name__}
+    return type(cls.__name__, (Softmax,), attributes)
 
 
 class MultiheadAttention(Module):
     '''The type that a module of :py:class:`torch.nn.MultiheadAttention` gets while a canonizer is applied.
 
-    The packed projections are :py:class:`torch.nn.Linear` children ``canonizer_q``, ``canonizer_k`` and ``canonizer_v``, which
-    share the memory of the packed weights, and ``out_proj`` is called as a module, so that a rule for ``Linear`` reaches all
-    four. The forward is the same function (axes: `b` batch, `h` heads, `n` queries, `m` keys, `d` head).
+    The packed projections are :py:class:`torch.nn.Linear` children ``canonizer_q``, ``canonizer_k`` and
+    ``canonizer_v``, which share the memory of the packed weights, and ``out_proj`` is called as a module, so that a
+    rule for ``Linear`` reaches all four. The forward is the same function (axes: `b` batch, `h` heads, `n` queries,
+    `m` keys, `d` head).
     '''
     def projections(self):
         '''Return the packed projections as linear modules, by the name of the child.'''
@@ -177,7 +180,8 @@ class MultiheadAttention(Module):
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.split(size)
         own = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         weights = [weight if shared is None else shared for weight, shared in zip(own, packed, strict=True)]
-        return {f'canonizer_{name}': _linear(weight, bias) for name, weight, bias in zip('qkv', weights, biases, strict=True)}
+        linears = (_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True))
+        return dict(zip(('canonizer_q', 'canonizer_k', 'canonizer_v'), linears, strict=True))
 
     def forward(self, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None,
                 average_attn_weights=True, is_causal=False):
@@ -186,7 +190,8 @@ class MultiheadAttention(Module):
         inputs = [x if batched else x.unsqueeze(0 if self.batch_first else 1) for x in (query, key, value)]
         inputs = [x if self.batch_first else x.transpose(0, 1) for x in inputs]
         heads = [self._split(x) for x in self._extended(*inputs)]
-        mask = self._mask(heads[0], heads[1], attn_mask, key_padding_mask if batched else _batch_of_one(key_padding_mask))
+        padding = key_padding_mask if batched else _batch_of_one(key_padding_mask)
+        mask = self._mask(heads[0], heads[1], attn_mask, padding)
         output, weights = self._attend(*heads, mask, need_weights)
         output = self.out_proj(output.transpose(1, 2).flatten(2))
         output = output if self.batch_first else output.transpose(0, 1)

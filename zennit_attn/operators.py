@@ -48,15 +48,14 @@ NAMES = {
         format full_like ge get_device grad grad_fn greater greater_equal gt histc hash_tensor
         index int is_coalesced is_complex is_conj is_contiguous is_cpu is_cuda is_distributed is_floating_point
         is_inference is_leaf is_meta is_mkldnn is_mps is_neg is_nested is_nonzero is_pinned is_quantized is_same_size
-        is_set_to is_shared is_signed is_sparse is_sparse_csr is_view isclose isfinite isin isinf isnan isneginf isposinf
-        isreal item itemsize layout le len less less_equal logical_and logical_not logical_or logical_xor long lt
-        multinomial name nbytes ndim ndimension ne nelement nested_tensor_from_mask_left_aligned nonzero nonzero_static
-        not_equal numel numpy one_hot
-        ones_like output_nr register_hook repr requires_grad retain_grad retains_grad
-        searchsorted shape short signbit size storage storage_offset storage_type stride tolist unique
-        unique_consecutive untyped_storage version zeros_like base rand_like randn_like
-        new_empty new_full new_ones new_tensor new_zeros new_empty_strided nextafter bitwise_and bitwise_or bitwise_not
-        is_xpu is_ipu is_xla is_maia is_mtia is_vulkan
+        is_set_to is_shared is_signed is_sparse is_sparse_csr is_view isclose isfinite isin isinf isnan isneginf
+        isposinf isreal item itemsize layout le len less less_equal logical_and logical_not logical_or logical_xor
+        long lt multinomial name nbytes ndim ndimension ne nelement nested_tensor_from_mask_left_aligned nonzero
+        nonzero_static not_equal numel numpy one_hot ones_like output_nr register_hook repr requires_grad retain_grad
+        retains_grad searchsorted shape short signbit size storage storage_offset storage_type stride tolist unique
+        unique_consecutive untyped_storage version zeros_like base rand_like randn_like new_empty new_full new_ones
+        new_tensor new_zeros new_empty_strided nextafter bitwise_and bitwise_or bitwise_not is_xpu is_ipu is_xla
+        is_maia is_mtia is_vulkan
         ''',
     Kind.REARRANGE: '''
         T H mT mH adjoint alias_copy as_strided as_strided_copy atleast_1d atleast_2d atleast_3d bfloat16 block_diag
@@ -65,20 +64,20 @@ NAMES = {
         diagonal diagonal_copy diagonal_scatter double dsplit dstack embedding expand expand_as expand_copy flatten flip
         fliplr flipud float gather getitem half hsplit hstack imag index_copy index_fill index_put index_select
         masked_fill masked_scatter masked_select meshgrid moveaxis movedim narrow narrow_copy native_channel_shuffle pad
-        permute permute_copy pin_memory pixel_shuffle pixel_unshuffle positive ravel real repeat repeat_interleave reshape
-        reshape_as resolve_conj resolve_neg reversed roll rot90 row_stack scatter select select_copy select_scatter
-        setitem slice_copy slice_scatter split split_copy split_with_sizes split_with_sizes_copy squeeze squeeze_copy
-        stack swapaxes swapdims t t_copy take take_along_dim tensor_split tile to transpose transpose_copy tril triu type
-        type_as unbind unbind_copy unflatten unfold unfold_copy unsafe_chunk unsafe_split unsafe_split_with_sizes
-        unsqueeze unsqueeze_copy view view_as view_as_complex view_as_real view_copy vsplit vstack where zero
-        fill_diagonal ifftshift fftshift put combinations fill
+        permute permute_copy pin_memory pixel_shuffle pixel_unshuffle positive ravel real repeat repeat_interleave
+        reshape reshape_as resolve_conj resolve_neg reversed roll rot90 row_stack scatter select select_copy
+        select_scatter setitem slice_copy slice_scatter split split_copy split_with_sizes split_with_sizes_copy
+        squeeze squeeze_copy stack swapaxes swapdims t t_copy take take_along_dim tensor_split tile to transpose
+        transpose_copy tril triu type type_as unbind unbind_copy unflatten unfold unfold_copy unsafe_chunk
+        unsafe_split unsafe_split_with_sizes unsqueeze unsqueeze_copy view view_as view_as_complex view_as_real
+        view_copy vsplit vstack where zero fill_diagonal ifftshift fftshift put combinations fill
         ''',
     Kind.SELECT: '''
         adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d adaptive_max_pool1d_with_indices
-        adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices amax amin aminmax clamp clamp_max clamp_min clip
-        cummax cummin fmax fmin fractional_max_pool2d fractional_max_pool3d kthvalue max max_pool1d max_pool2d max_pool3d
-        max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices max_unpool1d max_unpool2d max_unpool3d
-        maximum median min minimum msort nan_to_num nanmedian sort topk mode
+        adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices amax amin aminmax clamp clamp_max clamp_min
+        clip cummax cummin fmax fmin fractional_max_pool2d fractional_max_pool3d kthvalue max max_pool1d max_pool2d
+        max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices max_unpool1d max_unpool2d
+        max_unpool3d maximum median min minimum msort nan_to_num nanmedian sort topk mode
         ''',
     Kind.ADD: '''
         add cumsum cumulative_trapezoid diff iadd isub lerp mean nanmean nansum neg negative radd rsub sub subtract sum
@@ -86,10 +85,10 @@ NAMES = {
         dropout dropout1d dropout2d dropout3d feature_dropout native_dropout alpha_dropout feature_alpha_dropout
         ''',
     Kind.LINEAR: '''
-        adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d affine_grid avg_pool1d avg_pool2d avg_pool3d bilinear
-        conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d convolution fft fft2 fftn fold
-        grid_sample hfft hfft2 hfftn ifft ifft2 ifftn ihfft ihfft2 ihfftn interpolate irfft irfft2 irfftn istft linear
-        rfft rfft2 rfftn stft addmm addmv addr addbmm baddbmm
+        adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d affine_grid avg_pool1d avg_pool2d avg_pool3d
+        bilinear conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d convolution fft fft2
+        fftn fold grid_sample hfft hfft2 hfftn ifft ifft2 ifftn ihfft ihfft2 ihfftn interpolate irfft irfft2 irfftn
+        istft linear rfft rfft2 rfftn stft addmm addmv addr addbmm baddbmm
         ''',
     Kind.EINSUM: '''
         bmm chain_matmul cross dot einsum ger inner kron matmul rmatmul mm multi_dot mv outer tensordot vdot vecdot
@@ -100,10 +99,11 @@ NAMES = {
     Kind.SOFTMAX: 'softmax softmin gumbel_softmax log_softmax',
     Kind.ATTENTION: 'scaled_dot_product_attention',
     Kind.GATE: '''
-        acos acosh angle arccos arccosh cdist ceil cholesky cos cosh cumprod det digamma dist entr erfc erfcx exp exp2 expit
-        fix floor floor_divide floordiv frobenius_norm hardsigmoid heaviside hypot i0 i0e lgamma log log10 log2 log_ndtr logaddexp logaddexp2 logcumsumexp logdet
-        logit logsigmoid logsumexp matrix_norm ndtr norm norm_except_dim nuclear_norm pairwise_distance pdist polar
-        reciprocal rfloordiv round rpow rsqrt sgn sigmoid sign sinc softplus sqrt std std_mean trunc var var_mean vector_norm
+        acos acosh angle arccos arccosh cdist ceil cholesky cos cosh cumprod det digamma dist entr erfc erfcx exp exp2
+        expit fix floor floor_divide floordiv frobenius_norm hardsigmoid heaviside hypot i0 i0e lgamma log log10 log2
+        log_ndtr logaddexp logaddexp2 logcumsumexp logdet logit logsigmoid logsumexp matrix_norm ndtr norm
+        norm_except_dim nuclear_norm pairwise_distance pdist polar reciprocal rfloordiv round rpow rsqrt sgn sigmoid
+        sign sinc softplus sqrt std std_mean trunc var var_mean vector_norm
         ''',
     Kind.ACTIVATION: '''
         abs absolute arcsin arcsinh arctan arctanh asin asinh atan atanh celu elu erf erfinv expm1 gelu hardshrink
@@ -257,7 +257,9 @@ def register_operator(function, kind, inplace=False):
 
 def out_of_place(function, name):
     '''Return the function that computes the same as the in-place `function` without writing into its argument.'''
-    owners = (functional, torch.Tensor, torch) if 'functional' in (resolve_name(function) or '') else (torch.Tensor, torch)
+    owners = (torch.Tensor, torch)
+    if 'functional' in (resolve_name(function) or ''):
+        owners = (functional, *owners)
     dunders = {'iadd': 'add', 'isub': 'sub', 'imul': 'mul', 'itruediv': 'div', 'idiv': 'div', 'ipow': 'pow'}
     return next(getattr(owner, dunders.get(name, name)) for owner in owners if hasattr(owner, dunders.get(name, name)))
 

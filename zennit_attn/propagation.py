@@ -1,17 +1,15 @@
 '''How relevance flows through one call of an operator, in the gradient domain.
 
 With ``R_x = x * g_x``, what flows backward here is ``g``. Every function below runs an operator such that autograd's
-backward pass is the rule: plain autograd is LRP-0 for whatever is linear, products divide by the number of their factors,
-gates are constants, activations scale by ``y / x``.
+backward pass is the rule: plain autograd is LRP-0 for whatever is linear, products divide by the number of their
+factors, gates are constants, activations scale by ``y / x``.
 '''
-from functools import cache
-from types import FunctionType
-
 import torch
-from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional
 
+from .compositions import COMPOSITIONS, visible
 from .errors import UnsupportedModule
+from .kernels import NORMS, ConstantLinear, Scale, slope_at_zero
 from .operators import FACTORS, HOMOGENEOUS, SATURATING, SIGNATURES, Kind, out_of_place
 
 
@@ -199,40 +197,6 @@ def _adds_a_number(call):
     return _is_number(number) and float(number) != 0.
 
 
-class _Scale(Function):
-    '''``y = a(x)`` with ``g_x = g_y * y / x``, and ``a'(0)`` where `x` is 0.'''
-    @staticmethod
-    def forward(ctx, x, function, slope):
-        y = function(x)
-        ctx.save_for_backward((y / x).masked_fill_(x == 0, slope))
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        ratio, = ctx.saved_tensors
-        return grad * ratio, None, None
-
-
-@cache
-def _cached_slope(function, args, kwargs):
-    return _slope(function, args, dict(kwargs))
-
-
-def _slope(function, args, kwargs):
-    with torch.enable_grad():
-        zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-        return torch.autograd.grad(function(zero, *args, **kwargs), zero)[0].item()
-
-
-def slope_at_zero(function, args, kwargs):
-    '''Return the derivative of an elementwise function at 0, for arguments that do not depend on the input.'''
-    try:
-        return _cached_slope(function, tuple(args), tuple(kwargs.items()))
-    except TypeError:
-        return _slope(function, args, kwargs)
-
-
 def activation(call):
     '''Identity rule of an activation with ``a(0) = 0``: ``R_x = R_y``, so ``g_x = g_y * y / x``.'''
     name = call.operator.name
@@ -246,112 +210,17 @@ def activation(call):
     function = out_of_place(call.func, name) if call.operator.inplace else call.func
     kwargs = {key: value for key, value in call.kwargs.items() if key != 'inplace'}
     slope = slope_at_zero(function, rest, kwargs)
-    return call.write_back(_Scale.apply(operand, lambda x: function(x, *rest, **kwargs), slope))
+    return call.write_back(Scale.apply(operand, lambda x: function(x, *rest, **kwargs), slope))
 
 
 def _is_power(exponent):
     return isinstance(exponent, (int, float)) and exponent >= 1
 
 
-class _Normalize(Function):
-    '''Normalization with the deviation held constant: ``g_x = (g_y w - mean(g_y w)) / std``.
-
-    The input is viewed as rows that are normalized one by one.
-    '''
-    @staticmethod
-    def forward(ctx, x, function, weight):
-        output, scale = function(x)
-        ctx.save_for_backward(scale, weight)
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        scale, weight = ctx.saved_tensors
-        weighted = grad if weight is None else grad * weight
-        return _center_and_scale(weighted, scale), None, None
-
-
-def _center_and_scale(grad, scale):
-    rows = grad.reshape(scale.numel(), -1)
-    rows = (rows - rows.mean(-1, keepdim=True)) * scale.reshape(-1, 1)
-    return rows.reshape(grad.shape).to(grad.dtype)
-
-
-class _LayerNorm(_Normalize):
-    '''As above in one pass: torch's own backward pass of an input whose rows do not deviate leaves out their deviation.'''
-    @staticmethod
-    def forward(ctx, x, function, weight, shape):
-        ctx.shape = shape
-        return _Normalize.forward(ctx, x, function, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        scale, weight = ctx.saved_tensors
-        grad, flat = grad.contiguous(), torch.zeros_like(grad, memory_format=torch.contiguous_format)
-        mean, mask = torch.zeros_like(scale), (True, False, False)
-        result = torch.ops.aten.native_layer_norm_backward(grad, flat, ctx.shape, mean, scale, weight, None, mask)
-        return result[0], None, None, None
-
-
-class _RMSNorm(_Normalize):
-    '''The same without a mean: ``g_x = g_y w / rms``.'''
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        scale, weight = ctx.saved_tensors
-        weighted = grad if weight is None else grad * weight
-        return (weighted * scale).to(grad.dtype), None, None
-
-
-def layer_norm(x, shape, weight=None, bias=None, eps=1e-5, *_):
-    def function(x):
-        output, _, scale = torch.native_layer_norm(x, shape, weight, bias, eps)
-        return output, scale
-    return _LayerNorm.apply(x, function, weight, tuple(shape))
-
-
-def rms_norm(x, shape, weight=None, eps=None):
-    def function(x):
-        variance = x.square().mean(dim=tuple(range(-len(shape), 0)), keepdim=True)
-        return functional.rms_norm(x, shape, weight, eps), torch.rsqrt(variance + stable)
-    stable = torch.finfo(x.dtype).eps if eps is None else eps
-    return _RMSNorm.apply(x, function, weight)
-
-
-def group_norm(x, groups, weight=None, bias=None, eps=1e-5, *_):
-    def function(x):
-        variance = x.reshape(x.shape[0] * groups, -1).var(-1, correction=0)
-        return functional.group_norm(x, groups, weight, bias, eps), torch.rsqrt(variance + eps)
-    return _Normalize.apply(x, function, _per_channel(weight, x))
-
-
-def _per_channel(weight, x):
-    return None if weight is None else weight.reshape(1, -1, *[1] * (x.ndim - 2))
-
-
-def instance_norm(x, mean=None, variance=None, weight=None, bias=None, use_input_stats=True, momentum=.1, eps=1e-5):
-    if use_input_stats:
-        return group_norm(x, x.shape[1], weight, bias, eps)
-    return functional.instance_norm(x, mean, variance, weight, bias, use_input_stats, momentum, eps)
-
-
-def batch_norm(x, mean, variance, weight=None, bias=None, training=False, *args):
-    if training:
-        raise UnsupportedModule('batch_norm in training mode mixes the samples of a batch; call model.eval() first')
-    return functional.batch_norm(x, mean, variance, weight, bias, False, *args)
-
-
-_NORMS = {
-    'layer_norm': layer_norm, 'rms_norm': rms_norm, 'group_norm': group_norm, 'instance_norm': instance_norm,
-    'batch_norm': batch_norm,
-}
-
-
 def normalization(call):
     '''The deviation is a constant; subtracting the mean is linear.'''
-    if call.operator.name in ('batch_norm', 'instance_norm') and call.func is not getattr(functional, call.operator.name):
+    name = call.operator.name
+    if name in ('batch_norm', 'instance_norm') and call.func is not getattr(functional, name):
         return opened(call)
     affine = [arg for arg in call.args[1:] if call.carries(arg)]
     if affine:
@@ -360,7 +229,7 @@ def normalization(call):
     if torch.is_autocast_enabled(x.device.type) and x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
         rest = [arg.float() if isinstance(arg, torch.Tensor) else arg for arg in rest]
-    return _NORMS[call.operator.name](x, *rest, **call.kwargs)
+    return NORMS[name](x, *rest, **call.kwargs)
 
 
 def attention(call):
@@ -386,45 +255,6 @@ def select(call):
     return call.run()
 
 
-class _Linear(Function):
-    '''``z = x W^T + b`` with constant weights, whose backward pass skips what received no relevance.
-
-    Queries and keys of a packed projection receive none, nor do tokens that nobody looks at any more.
-    '''
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(weight)
-        return functional.linear(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        weight, = ctx.saved_tensors
-        rows = grad.reshape(-1, grad.shape[-1])
-        return _sparse_matmul(rows, weight).reshape(*grad.shape[:-1], -1), None, None
-
-
-def _sparse_matmul(rows, weight):
-    '''``rows @ weight`` without the rows and columns that are zero, where a sample of them says that it is worth it.'''
-    columns = _nonzero(rows.t())
-    if columns is not None:
-        rows, weight = rows[:, columns], weight[columns]
-    some = _nonzero(rows)
-    if some is None:
-        return rows @ weight
-    result = rows.new_zeros(len(rows), weight.shape[1])
-    result[some] = rows[some] @ weight
-    return result
-
-
-def _nonzero(rows, sample=16):
-    '''Return a mask of the rows that are not zero, or None if most of them are not.'''
-    probe = rows[:, ::max(1, rows.shape[1] // sample)] != 0
-    if probe.any(1).float().mean() > .75:
-        return None
-    return (rows != 0).any(1)
-
-
 def linear(call):
     '''Weights times input, as a product of whichever of the two depend on the input.'''
     if call.operator.name == 'grid_sample' and call.carries(call.args[1]):
@@ -432,7 +262,7 @@ def linear(call):
             return constant(call)
         return call.run((call.args[0], call.args[1].detach(), *call.args[2:]))
     if call.func is functional.linear and _may_skip(call):
-        return _Linear.apply(*call.args, *[None] * (3 - len(call.args)))
+        return ConstantLinear.apply(*call.args, *[None] * (3 - len(call.args)))
     return uniform(call)
 
 
@@ -443,72 +273,9 @@ def _may_skip(call):
     return only and operand.device.type == 'cpu' and not torch.is_autocast_enabled('cpu') and not operand.is_complex()
 
 
-def _glu(x, dim=-1):
-    value, gate = x.chunk(2, dim)
-    return value * torch.sigmoid(gate)
-
-
-def _cosine_similarity(x1, x2, dim=1, eps=1e-8):
-    x1 = x1 / x1.norm(dim=dim, keepdim=True).clamp_min(eps)
-    x2 = x2 / x2.norm(dim=dim, keepdim=True).clamp_min(eps)
-    return (x1 * x2).sum(dim)
-
-
-def _layer_norm(x, shape, weight=None, bias=None, eps=1e-5, *_):
-    return _affine(functional.layer_norm(x, shape, eps=eps), weight, bias)
-
-
-def _rms_norm(x, shape, weight=None, eps=None):
-    return _affine(functional.rms_norm(x, shape, eps=eps), weight, None)
-
-
-def _group_norm(x, groups, weight=None, bias=None, eps=1e-5, *_):
-    weight, bias = _per_channel(weight, x), _per_channel(bias, x)
-    return _affine(functional.group_norm(x, groups, eps=eps), weight, bias)
-
-
-def _affine(x, weight, bias):
-    x = x if weight is None else x * weight
-    return x if bias is None else x + bias
-
-
-def _attention(query, key, value, mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
-    if enable_gqa:
-        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
-    scores = query @ key.mT * (query.shape[-1] ** -.5 if scale is None else scale)
-    if is_causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    return functional.dropout(scores.softmax(-1), dropout_p) @ value
-
-
-_COMPOSITIONS = {
-    'scaled_dot_product_attention': _attention,
-    'glu': _glu,
-    'cosine_similarity': _cosine_similarity,
-    'lerp': lambda start, end, weight: start + weight * (end - start),
-    'addcdiv': lambda x, tensor1, tensor2, *, value=1: x + value * (tensor1 / tensor2),
-    'layer_norm': _layer_norm, 'rms_norm': _rms_norm, 'group_norm': _group_norm,
-    'batch_norm': lambda x, weight, bias, mean, variance, training, momentum, eps, _: functional.batch_norm(
-        x, mean, variance, weight, bias, training, momentum, eps),
-    'instance_norm': lambda x, weight, bias, mean, variance, use_input_stats, momentum, eps, _: functional.instance_norm(
-        x, mean, variance, weight, bias, use_input_stats, momentum, eps),
-}
-
-
-@cache
-def _visible(function):
-    '''A copy of a Python function of torch that does not hand itself over to the mode, so that the mode sees its inside.'''
-    checks = {name: lambda *_: False for name in function.__globals__ if name.startswith('has_torch_function')}
-    copy = FunctionType(function.__code__, {**function.__globals__, **checks}, function.__name__, function.__defaults__)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
 def opened(call):
     '''Run the code that a composed function consists of under the engine's eyes.'''
-    function = _COMPOSITIONS.get(call.operator.name) or _visible(call.func)
+    function = COMPOSITIONS.get(call.operator.name) or visible(call.func)
     call.opened = True
     with call.engine:
         output = function(*call.args, **call.kwargs)
@@ -530,7 +297,7 @@ def taylor(call):
 
 
 def _attention_shares(call):
-    '''Divisors for query, key, value and mask: the map and the values share evenly, as do queries and keys the map's part.'''
+    '''Divisors for query, key, value, mask: map and values share evenly, as do queries and keys the map's part.'''
     query, key, value, mask = (call.carries(arg) for arg in (*call.args, None)[:4])
     first = 2 if value and (query or key or mask) else 1
     second = 2 if query and key else 1

@@ -1,4 +1,4 @@
-'''Calls of modules that have a Zennit rule: one copy of the rule per call, so that a module may be called many times.'''
+'''Calls of modules that have a Zennit rule: a copy of the rule for each, so that a module may be called many times.'''
 import inspect
 from copy import copy
 
@@ -62,8 +62,8 @@ class RuledCall:
     def backward(self, relevance):
         '''Return the relevance of the inputs, given that of the outputs.'''
         if not self.source.active:
-            raise ContextError(f'rule {type(self.source).__name__} is inactive in the backward pass: composite.inactive() '
-                               'does not work with AttentionCanonizer')
+            raise ContextError(f'rule {type(self.source).__name__} is inactive in the backward pass: '
+                               'composite.inactive() does not work with AttentionCanonizer')
         with self.engine.resting():
             return self._backward(relevance)
 

@@ -21,8 +21,8 @@ class OperatorRule(Hook):
     Parameters
     ----------
     stabilizer: callable or float, optional
-        Stabilization of the outputs on a module. If a float, it is added to the denominator with the sign of each entry.
-        See :py:class:`zennit.core.Stabilizer`.
+        Stabilization of the outputs on a module. If a float, it is added to the denominator with the sign of each
+        entry. See :py:class:`zennit.core.Stabilizer`.
     '''
     #: The kinds of operators inside a module which follow the rule.
     kinds = frozenset()
@@ -97,8 +97,8 @@ def _is_float(value):
 class Constant(OperatorRule):
     '''View the output as a constant that passes no relevance on: ``R_x = 0``.
 
-    For gates, i.e. tensors that weigh others, such as softmax attention [1]_. A product of a gate and values then is linear
-    in the values, and conserves. What arrives at a gate itself, because it is not only multiplied, ends there.
+    For gates, i.e. tensors that weigh others, such as softmax attention [1]_. A product of a gate and values then is
+    linear in the values, and conserves. What arrives at a gate itself, because it is not only multiplied, ends there.
 
     Parameters
     ----------
@@ -180,8 +180,8 @@ class ConstantDeviation(OperatorRule):
 class TaylorSoftmax(OperatorRule):
     '''The softmax rule of AttnLRP: ``R_x = x * (R_y - y * sum(R_y))``.
 
-    It is the first-order Taylor expansion at `x`, whose hidden bias absorbs relevance: a sink. Proposition 3.1 of AttnLRP
-    (Achtibat et al., ICML 2024). In the gradient domain it is plain autograd of the softmax.
+    It is the first-order Taylor expansion at `x`, whose hidden bias absorbs relevance: a sink. Proposition 3.1 of
+    AttnLRP (Achtibat et al., ICML 2024). In the gradient domain it is plain autograd of the softmax.
     '''
     kinds = frozenset({Kind.SOFTMAX, Kind.ATTENTION})
     #: The ledger measures what the hidden bias absorbs.

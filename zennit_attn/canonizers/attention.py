@@ -1,6 +1,7 @@
 '''The canonizer that makes any code explainable, and on which all others build.'''
 import threading
 import weakref
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -25,19 +26,53 @@ def engine_of(module):
         return _OPEN.get(module)
 
 
+@contextmanager
+def explained_output(model, module):
+    '''Explain a model from the output of one of its modules, in place of its input.
+
+    Parameters
+    ----------
+    model: :py:class:`torch.nn.Module`
+        The model, with or without an open context.
+    module: :py:class:`torch.nn.Module`
+        The part of the model whose output is explained, e.g. an embedding. It must be called once.
+
+    Yields
+    ------
+    list of :py:class:`torch.Tensor`
+        After the model was called: the leaf that took the place of the output, whose gradient is its relevance.
+    '''
+    leaves, engine = [], engine_of(model)
+
+    def take(module, args, output):
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1] if engine is None or not engine.running else engine.to_gradient(leaves[-1])
+
+    handle = module.register_forward_hook(take)
+    if engine is not None:
+        engine.source = module
+    try:
+        yield leaves
+    finally:
+        handle.remove()
+        if engine is not None:
+            engine.source = None
+
+
 class AttentionCanonizer(Canonizer):
     '''Make any attention code explainable: the only canonizer of this package that a user needs.
 
     While it is applied, every torch function called below the model's forward is routed through a rule: einsum, matmul,
-    softmax, rearrange, ``+`` and all others, in whatever module, helper function or library they are called. Modules whose
-    own code may run operators get operator modules as children (:py:mod:`zennit_attn.layers`), so that a composite can give
-    operators other rules by type or name. Parameters are frozen. :py:meth:`remove` restores the model exactly.
+    softmax, rearrange, ``+`` and all others, in whatever module, helper function or library they are called. Modules
+    whose own code may run operators get operator modules as children (:py:mod:`zennit_attn.layers`), so that a
+    composite can give operators other rules by type or name. Parameters are frozen. :py:meth:`remove` restores the
+    model exactly.
 
     Parameters
     ----------
     unknown: {'raise', 'gradient'}, optional
-        What to do when a tensor that carries relevance meets a function that the table of operators does not know, or comes
-        from code that cannot be seen: refuse with an error that names it, or accept the plain gradient.
+        What to do when a tensor that carries relevance meets a function that the table of operators does not know, or
+        comes from code that cannot be seen: refuse with an error that names it, or accept the plain gradient.
     stabilizer: callable or float, optional
         Stabilization ``eps`` where relevance turns into relevance per unit, ``g = R / (x + eps sign(x))``: before a
         module with a Zennit rule and at the model's output. If a float, it is added with the sign of each entry. See
@@ -122,8 +157,8 @@ class AttentionCanonizer(Canonizer):
                 self.engine.families & set(self.families))
             if taken and not joins:
                 raise ContextError(
-                    f'a context is already open on {type(root_module).__name__} (module {taken[0]!r}), in this thread or '
-                    'another; leave it, or call remove() on its composite, before opening a second one'
+                    f'a context is already open on {type(root_module).__name__} (module {taken[0]!r}), in this thread '
+                    'or another; leave it, or call remove() on its composite, before opening a second one'
                 )
             if not joins:
                 self.engine = Engine(root_module, stabilizer=self.stabilizer, unknown=self.unknown)
@@ -178,7 +213,8 @@ class AttentionCanonizer(Canonizer):
 
     def replace_type(self, module, cls):
         '''Give a module another class until the canonizer is removed.'''
-        self._undo.append(lambda cls=type(module): setattr(module, '__class__', cls))
+        before = type(module)
+        self._undo.append(lambda: setattr(module, '__class__', before))
         module.__class__ = cls
 
     def replace_call(self, module, make):
@@ -262,7 +298,8 @@ def _check_visible(root_module):
     problems = []
     for name, module in root_module.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            problems.append(f'module {name!r} is TorchScript, whose code cannot be seen: use the module it was made from')
+            problems.append(f'module {name!r} is TorchScript, whose code cannot be seen: use the module it was made '
+                            'from')
         elif type(module).__name__ == 'OptimizedModule' or getattr(module, '_compiled_call_impl', None) is not None:
             problems.append(f'module {name!r} is compiled, so its code cannot be seen: explain the original module '
                             '(model._orig_mod for torch.compile)')

@@ -73,8 +73,8 @@ class FastAttention(Family):
     '''Attention through feature maps, whatever the kernel: queries and keys are gates.'''
     def matches(self, module):
         '''Look for ``projection_matrix``, ``generalized_attention``, ``no_projection`` and ``causal``.'''
-        shape = {'projection_matrix': torch.Tensor, 'generalized_attention': bool, 'no_projection': bool, 'causal': bool}
-        return _has(module, shape)
+        flags = dict.fromkeys(('generalized_attention', 'no_projection', 'causal'), bool)
+        return _has(module, {'projection_matrix': torch.Tensor, **flags})
 
     def help(self, canonizer, module):
         '''Detach queries and keys, and put our causal product in the place of the known others.'''
@@ -129,8 +129,8 @@ class FastWeights(Family):
 def _is_known_loop(module):
     code = getattr(type(module).forward, '__code__', None)
     expected = {
-        'shape', 'phi', 'query', 'key', 'value', 'interpolation_weight', 'new_zeros', 'range', 'torch', 'einsum', 'append',
-        'reshape', 'stack', 'output',
+        'shape', 'phi', 'query', 'key', 'value', 'interpolation_weight', 'new_zeros', 'range', 'torch', 'einsum',
+        'append', 'reshape', 'stack', 'output',
     }
     equations = {const for const in code.co_consts if isinstance(const, str) and '->' in const} if code else set()
     return code is not None and _all_names(code) == expected and equations == {'bhvk,bhk->bhv', 'bhv,bhk->bhvk'}

@@ -16,8 +16,8 @@ class LinearAttentionCanonizer(_FamilyCanonizer):
 class PerformerCanonizer(_FamilyCanonizer):
     '''Performer: queries and keys of ``FastAttention`` are gates whatever the kernel (FAVOR+, generalized, none).
 
-    The causal product, EPFL's extension included, becomes one operator that is linear in the values, and reversible layers
-    run as plain sequential ones.
+    The causal product, EPFL's extension included, becomes one operator that is linear in the values, and reversible
+    layers run as plain sequential ones.
     '''
     families = (FastAttention(), Reversible())
 

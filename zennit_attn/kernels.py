@@ -1,0 +1,178 @@
+'''Backward passes that are a rule: of activations, normalizations and linear layers, as autograd functions.'''
+from functools import cache
+
+import torch
+from torch.autograd.function import Function, once_differentiable
+from torch.nn import functional
+
+from .errors import UnsupportedModule
+
+
+class Scale(Function):
+    '''``y = a(x)`` with ``g_x = g_y * y / x``, and ``a'(0)`` where `x` is 0.'''
+    @staticmethod
+    def forward(ctx, x, function, slope):
+        y = function(x)
+        ctx.save_for_backward((y / x).masked_fill_(x == 0, slope))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        ratio, = ctx.saved_tensors
+        return grad * ratio, None, None
+
+
+@cache
+def _cached_slope(function, args, kwargs):
+    return _slope(function, args, dict(kwargs))
+
+
+def _slope(function, args, kwargs):
+    with torch.enable_grad():
+        zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        return torch.autograd.grad(function(zero, *args, **kwargs), zero)[0].item()
+
+
+def slope_at_zero(function, args, kwargs):
+    '''Return the derivative of an elementwise function at 0, for arguments that do not depend on the input.'''
+    try:
+        return _cached_slope(function, tuple(args), tuple(kwargs.items()))
+    except TypeError:
+        return _slope(function, args, kwargs)
+
+
+class _Normalize(Function):
+    '''Normalization with the deviation held constant: ``g_x = (g_y w - mean(g_y w)) / std``.
+
+    The input is viewed as rows that are normalized one by one.
+    '''
+    @staticmethod
+    def forward(ctx, x, function, weight):
+        output, scale = function(x)
+        ctx.save_for_backward(scale, weight)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        scale, weight = ctx.saved_tensors
+        weighted = grad if weight is None else grad * weight
+        return _center_and_scale(weighted, scale), None, None
+
+
+def _center_and_scale(grad, scale):
+    rows = grad.reshape(scale.numel(), -1)
+    rows = (rows - rows.mean(-1, keepdim=True)) * scale.reshape(-1, 1)
+    return rows.reshape(grad.shape).to(grad.dtype)
+
+
+class _LayerNorm(_Normalize):
+    '''As above in one pass: torch's own backward pass, of an input that does not deviate, leaves out the deviation.'''
+    @staticmethod
+    def forward(ctx, x, function, weight, shape):
+        ctx.shape = shape
+        return _Normalize.forward(ctx, x, function, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        scale, weight = ctx.saved_tensors
+        grad, flat = grad.contiguous(), torch.zeros_like(grad, memory_format=torch.contiguous_format)
+        mean, mask = torch.zeros_like(scale), (True, False, False)
+        result = torch.ops.aten.native_layer_norm_backward(grad, flat, ctx.shape, mean, scale, weight, None, mask)
+        return result[0], None, None, None
+
+
+class _RMSNorm(_Normalize):
+    '''The same without a mean: ``g_x = g_y w / rms``.'''
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        scale, weight = ctx.saved_tensors
+        weighted = grad if weight is None else grad * weight
+        return (weighted * scale).to(grad.dtype), None, None
+
+
+def layer_norm(x, shape, weight=None, bias=None, eps=1e-5, *_):
+    def function(x):
+        output, _, scale = torch.native_layer_norm(x, shape, weight, bias, eps)
+        return output, scale
+    return _LayerNorm.apply(x, function, weight, tuple(shape))
+
+
+def rms_norm(x, shape, weight=None, eps=None):
+    def function(x):
+        variance = x.square().mean(dim=tuple(range(-len(shape), 0)), keepdim=True)
+        return functional.rms_norm(x, shape, weight, eps), torch.rsqrt(variance + stable)
+    stable = torch.finfo(x.dtype).eps if eps is None else eps
+    return _RMSNorm.apply(x, function, weight)
+
+
+def group_norm(x, groups, weight=None, bias=None, eps=1e-5, *_):
+    def function(x):
+        variance = x.reshape(x.shape[0] * groups, -1).var(-1, correction=0)
+        return functional.group_norm(x, groups, weight, bias, eps), torch.rsqrt(variance + eps)
+    return _Normalize.apply(x, function, per_channel(weight, x))
+
+
+def per_channel(weight, x):
+    return None if weight is None else weight.reshape(1, -1, *[1] * (x.ndim - 2))
+
+
+def instance_norm(x, mean=None, variance=None, weight=None, bias=None, use_input_stats=True, momentum=.1, eps=1e-5):
+    if use_input_stats:
+        return group_norm(x, x.shape[1], weight, bias, eps)
+    return functional.instance_norm(x, mean, variance, weight, bias, use_input_stats, momentum, eps)
+
+
+def batch_norm(x, mean, variance, weight=None, bias=None, training=False, *args):
+    if training:
+        raise UnsupportedModule('batch_norm in training mode mixes the samples of a batch; call model.eval() first')
+    return functional.batch_norm(x, mean, variance, weight, bias, False, *args)
+
+
+#: The normalizations by name.
+NORMS = {
+    'layer_norm': layer_norm, 'rms_norm': rms_norm, 'group_norm': group_norm, 'instance_norm': instance_norm,
+    'batch_norm': batch_norm,
+}
+
+
+class ConstantLinear(Function):
+    '''``z = x W^T + b`` with constant weights, whose backward pass skips what received no relevance.
+
+    Queries and keys of a packed projection receive none, nor do tokens that nobody looks at any more.
+    '''
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(weight)
+        return functional.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        weight, = ctx.saved_tensors
+        rows = grad.reshape(-1, grad.shape[-1])
+        return _sparse_matmul(rows, weight).reshape(*grad.shape[:-1], -1), None, None
+
+
+def _sparse_matmul(rows, weight):
+    '''``rows @ weight`` without the rows and columns that are zero, where a sample of them says that it is worth it.'''
+    columns = _nonzero(rows.t())
+    if columns is not None:
+        rows, weight = rows[:, columns], weight[columns]
+    some = _nonzero(rows)
+    if some is None:
+        return rows @ weight
+    result = rows.new_zeros(len(rows), weight.shape[1])
+    result[some] = rows[some] @ weight
+    return result
+
+
+def _nonzero(rows, sample=16):
+    '''Return a mask of the rows that are not zero, or None if most of them are not.'''
+    probe = rows[:, ::max(1, rows.shape[1] // sample)] != 0
+    if probe.any(1).float().mean() > .75:
+        return None
+    return (rows != 0).any(1)
