@@ -94,7 +94,7 @@ class Engine(TorchFunctionMode):
         carrying = [tensor for tensor in tensors_in(args, kwargs) if tensor.requires_grad]
         if not carrying and self.source is None:
             raise NoRelevance(
-                f'no input of {self.where.name_of(self.root)}.forward requires a gradient, so nothing can be explained; '
+                f'no input of {self.where.name_of(self.root)}.forward requires a gradient: nothing to explain; '
                 'pass a floating point input with requires_grad=True, explain integers from their embedding '
                 '(zennit_attn.attribution.TokenGradient), or wrap a plain prediction in torch.no_grad()'
             )
