@@ -14,7 +14,7 @@ from zennit.rules import Pass
 from .domains import Reindexed, Source, Tag, ToGradient, ToRelevance, twin_of
 from .errors import ContextError, NoRelevance, UnsupportedModule, UnsupportedOperator, UnsupportedRule, UntrackedTensor
 from .layers import OPERATOR_MODULES, OperatorModule
-from .operators import REASONS, Kind, lookup
+from .operators import DIRECT, REASONS, TABLE, Kind, lookup
 from .propagation import RULES, Call, tensors_in
 from .ruled import Ruled, RuledCall, to_positional, zennit_hooks
 from .whereabouts import Whereabouts
@@ -53,6 +53,7 @@ class Engine(TorchFunctionMode):
         self.source = None
         self.thread = None
         self.rests = 0
+        self.direct = False
         self.last_gate = None
         self.plain = Tag(None)
 
@@ -75,7 +76,7 @@ class Engine(TorchFunctionMode):
     @contextmanager
     def overriding(self, rules):
         '''Replace the default rules of some kinds of operators.'''
-        before, self.override = self.override, {**self.override, **rules}
+        before, self.override, self.direct = self.override, {**self.override, **rules}, False
         try:
             yield
         finally:
@@ -90,6 +91,7 @@ class Engine(TorchFunctionMode):
         self.check_modules()
         self.check_rules()
         self.plain = Tag(object())
+        self.direct = not (self.ruled or self.ruled_kinds or self.override or self.recorder)
         self.last_gate = None
         carrying = [tensor for tensor in tensors_in(args, kwargs) if tensor.requires_grad]
         if not carrying and self.source is None:
@@ -235,13 +237,29 @@ class Engine(TorchFunctionMode):
     # ---- one operator ------------------------------------------------------------------------------------------------
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        operator = lookup(func)
+        operator = TABLE.get(func) or lookup(func)
         if operator is not None and operator.kind is Kind.PLAIN and not operator.inplace:
             return func(*args, **(kwargs or {}))
         operands = [tensor for tensor in tensors_in(args, kwargs or ()) if tensor.requires_grad]
         if not operands:
             return func(*args, **(kwargs or {}))
+        if self.direct and 0 < len(operands) <= DIRECT.get(func, 0) and self._are_plain(operands):
+            return self._run_directly(func, args, kwargs or {}, operands)
         return self.dispatch(operator, func, args, kwargs or {}, operands)
+
+    def _are_plain(self, operands):
+        plain = self.plain
+        return all(getattr(operand, 'lrp_tag', None) is plain for operand in operands)
+
+    def _run_directly(self, func, args, kwargs, operands):
+        '''The common case without detours: no rules of modules, and autograd is the rule.'''
+        output = func(*args, **kwargs)
+        if isinstance(output, torch.Tensor):
+            # Inside the forward of an autograd function, nothing requires a gradient, and nothing must be tagged.
+            if output is not operands[0] and output.requires_grad:
+                output.lrp_tag = self.plain
+            return output
+        return self.mark(output)
 
     def dispatch(self, operator, func, args, kwargs, operands):
         '''Run a function on operands that carry relevance.'''

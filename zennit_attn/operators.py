@@ -38,6 +38,16 @@ class Operator(NamedTuple):
     kind: Kind
     inplace: bool = False
 
+    @property
+    def is_plain_sum(self):
+        '''Whether autograd is the rule however many operands depend on the input.'''
+        return self.kind in (Kind.REARRANGE, Kind.SELECT) or (self.kind is Kind.ADD and self.name not in _NOT_SUMS)
+
+    @property
+    def is_plain_product(self):
+        '''Whether autograd is the rule if one operand alone depends on the input.'''
+        return self.kind is Kind.EINSUM or self.name in ('mul', 'multiply', 'rmul')
+
 
 # The kinds of all functions by base name: `add` stands for torch.add, Tensor.add, Tensor.add_ and Tensor.__add__.
 NAMES = {
@@ -167,7 +177,12 @@ HOMOGENEOUS = frozenset('abs absolute leaky_relu prelu relu rrelu'.split())
 #: Activations that serve as gates when they multiply another tensor that carries relevance.
 SATURATING = frozenset('atan arctan erf softsign tanh'.split())
 
+#: Functions among the sums that look at their operands before they are called.
+_NOT_SUMS = frozenset('lerp alpha_dropout feature_alpha_dropout'.split())
+
 TABLE = {}
+#: How many operands that depend on the input a function may have for plain autograd to be its rule.
+DIRECT = {}
 
 
 def base_name(dotted):
@@ -209,7 +224,14 @@ def _build():
     for functions in get_overridable_functions().values():
         for function in functions:
             if resolve_name(function) is not None:
-                TABLE[function] = _entry(resolve_name(function))
+                _set(function, _entry(resolve_name(function)))
+
+
+def _set(function, operator):
+    TABLE[function] = operator
+    DIRECT.pop(function, None)
+    if not operator.inplace and (operator.is_plain_sum or operator.is_plain_product):
+        DIRECT[function] = 2 if operator.is_plain_sum else 1
 
 
 def lookup(function):
@@ -226,7 +248,8 @@ def lookup(function):
     '''
     entry = TABLE.get(function)
     if entry is None and _dotted(function) is not None:
-        entry = TABLE[function] = _entry(_dotted(function))
+        entry = _entry(_dotted(function))
+        _set(function, entry)
     return entry
 
 
@@ -252,7 +275,7 @@ def register_operator(function, kind, inplace=False):
     '''
     if not callable(function):
         raise TypeError(f'register_operator needs a function, got {type(function).__name__}')
-    TABLE[function] = Operator(getattr(function, '__name__', str(function)), Kind(kind), inplace)
+    _set(function, Operator(getattr(function, '__name__', str(function)), Kind(kind), inplace))
 
 
 def out_of_place(function, name):

@@ -14,14 +14,16 @@ from .operators import FACTORS, HOMOGENEOUS, SATURATING, SIGNATURES, Kind, out_o
 
 
 def tensors_in(*trees):
-    '''Yield the tensors in nested lists, tuples and dicts, in order.'''
+    '''Return the tensors in nested lists, tuples and dicts, in order.'''
+    found = []
     for tree in trees:
         if isinstance(tree, torch.Tensor):
-            yield tree
+            found.append(tree)
         elif isinstance(tree, (list, tuple)):
-            yield from tensors_in(*tree)
+            found.extend(tensors_in(*tree))
         elif isinstance(tree, dict):
-            yield from tensors_in(*tree.values())
+            found.extend(tensors_in(*tree.values()))
+    return found
 
 
 def substitute(tree, function):
