@@ -140,7 +140,7 @@ class LRPZero(OperatorRule):
 class Uniform(OperatorRule):
     '''Share relevance evenly among the `n` factors of a product: ``R_x = x * J^T (R_z / z) / n``.
 
-    Conserves exactly: a product is linear in each factor, so each receives ``R / n``. Equation 15 of AttnLRP [1]_.
+    Conserves exactly: a product is linear in each factor, so each receives ``R / n``. AttnLRP's rule for products [1]_.
 
     References
     ----------
@@ -180,7 +180,7 @@ class ConstantDeviation(OperatorRule):
 class TaylorSoftmax(OperatorRule):
     '''The softmax rule of AttnLRP: ``R_x = x * (R_y - y * sum(R_y))``.
 
-    It is the first-order Taylor expansion at `x`, whose hidden bias absorbs relevance: a sink. Proposition 3.1 of
+    It is the first-order Taylor expansion at `x`, whose hidden bias absorbs relevance: a sink. It is the rule of
     AttnLRP (Achtibat et al., ICML 2024). In the gradient domain it is plain autograd of the softmax.
     '''
     kinds = frozenset({Kind.SOFTMAX, Kind.ATTENTION})

@@ -1,0 +1,1 @@
+'''Reference attention modules against the packages they are named after, and products against their formulas.'''
