@@ -22,7 +22,7 @@ FLOORS = {
     '': 0, 'layers': 0, 'operators': 0, 'propagation': 0, 'kernels': 0, 'compositions': 0,
     'attention': 0, 'errors': 0,
 }
-PUBLIC = 'attribution canonizers composites conservation errors evaluation heatmap layers rules'.split()
+PUBLIC = 'attribution canonizers composites conservation errors evaluation heatmap layers rules testing'.split()
 
 
 def module_names():

@@ -14,7 +14,7 @@ import torch
 from .canonizers.attention import engine_of
 from .errors import NoRelevance
 from .operators import AFFINE, FACTORS, Kind
-from .propagation import substitute, tensors_in
+from .propagation import blank_rows, softmax_dim, substitute, tensors_in
 from .ruled import zennit_hooks
 
 _DEFAULT_RULES = {
@@ -334,7 +334,8 @@ class _Record:
         output.register_hook(lambda grad: self.recorder.take(key, _inner(value, grad)))
 
     def _watch_softmax(self, output):
-        operand, result, dim = self.call.operands[0].detach(), output.detach(), _softmax_dim(self.call)
+        operand, dim = self.call.operands[0].detach(), softmax_dim(self.call)
+        result = output.detach().masked_fill(blank_rows(operand, dim), 0.)
         key = SinkKey(self.where, self.call.operator.name, 'taylor', 'hidden bias')
 
         def absorb(grad):
@@ -404,11 +405,6 @@ def _within_base(view, value):
     return base
 
 
-def _softmax_dim(call):
-    dim = call.kwargs.get('dim', call.args[1] if len(call.args) > 1 else -1)
-    return -1 if dim is None else dim
-
-
 def _number(call):
     numbers = [str(arg) for arg in call.args if isinstance(arg, (int, float)) and not isinstance(arg, bool)]
     return ', '.join(numbers) if numbers else 'tensor'
@@ -417,7 +413,7 @@ def _number(call):
 def _detail(call):
     '''The einsum's equation, the softmax's dim, the rearrange's pattern, else the shapes of the operands.'''
     if call.operator.kind is Kind.SOFTMAX:
-        return f'dim={_softmax_dim(call)}'
+        return f'dim={softmax_dim(call)}'
     if call.args and isinstance(call.args[0], str):
         return call.args[0]
     pattern = _einops_pattern() if call.operator.kind in (Kind.REARRANGE, Kind.ADD, Kind.SELECT) else None

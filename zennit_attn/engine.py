@@ -68,20 +68,22 @@ class Engine(TorchFunctionMode):
             if isinstance(module, OperatorModule) and hooks:
                 parent = name.rpartition('.')[0]
                 key = id(module) if is_layer(module) else (id(self.root.get_submodule(parent)), module.kind)
-                self.operator_hooks[key] = (module, hooks[-1])
+                self.operator_hooks[key] = (module, hooks[0])
             elif hooks:
                 self.ruled[id(module)] = (module, hooks)
+            if len(hooks) > 1:
+                raise UnsupportedRule(f'module {name!r} has {len(hooks)} Zennit rules; attach one')
         self.ruled_kinds = frozenset(module.kind for module, _ in self.operator_hooks.values())
 
     @contextmanager
     def overriding(self, rules):
         '''Replace the default rules of some kinds of operators.'''
-        before, self.override, self.direct = self.override, {**self.override, **rules}, False
+        before = self.override, self.direct
+        self.override, self.direct = {**self.override, **rules}, False
         try:
             yield
         finally:
-            self.override = before
-
+            self.override, self.direct = before
 
     # ---- one forward -------------------------------------------------------------------------------------------------
 
@@ -264,7 +266,7 @@ class Engine(TorchFunctionMode):
     def dispatch(self, operator, func, args, kwargs, operands):
         '''Run a function on operands that carry relevance.'''
         for operand in operands:
-            if operand.grad_fn is not None:
+            if not isinstance(operand, torch.nn.Parameter):
                 self.check_tag(operand)
         if any(self._is_constant(operand) for operand in operands):
             args, kwargs = self._detach_constants(operator, args, kwargs)
@@ -297,7 +299,7 @@ class Engine(TorchFunctionMode):
 
     def _is_constant(self, tensor):
         '''Whether a tensor that requires a gradient carries nothing: a gate written in place, a foreign parameter.'''
-        return self.role(tensor) == 'constant' or tensor.grad_fn is None
+        return self.role(tensor) == 'constant' or isinstance(tensor, torch.nn.Parameter)
 
     def _run_unknown(self, operator, func, args, kwargs):
         name = getattr(func, '__name__', str(func)) if operator is None else operator.name
@@ -315,7 +317,7 @@ class Engine(TorchFunctionMode):
         )
 
     def _run_without_grad(self, call):
-        if not call.inplace:
+        if not call.inplace or not call.carries(call.args[0]):
             return call.run()
         module, line = self.where.locate()
         raise UnsupportedOperator(
@@ -379,8 +381,6 @@ class Engine(TorchFunctionMode):
     def call_ruled(self, module, hooks, function, args, kwargs):
         '''Call a module that has a Zennit rule: a leaf, of whose inside the engine stays out.'''
         name = self.where.name_of(module)
-        if len(hooks) > 1:
-            raise UnsupportedRule(f'module {name!r} has {len(hooks)} Zennit rules; attach one')
         if hasattr(hooks[0], 'call_module'):
             return hooks[0].call_module(self, module, function, args, kwargs)
         args, kwargs = to_positional(module, args, kwargs)
@@ -432,6 +432,13 @@ class Engine(TorchFunctionMode):
 
     def _explain_untracked(self, tensor, tag, where):
         module, line = self.where.locate()
+        if tensor.grad_fn is None:
+            return (
+                f'module {where or module!r}: a tensor of shape {tuple(tensor.shape)} requires a gradient, but is '
+                f'neither an input that the engine has seen nor a parameter\n  {line}\n'
+                'pass inputs as tensors, or in lists, tuples and dicts; for constants, set requires_grad to False or '
+                'use torch.nn.Parameter'
+            )
         origin = type(tensor.grad_fn).__name__
         if tag is not None:
             origin += ', kept from an earlier forward'

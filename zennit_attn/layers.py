@@ -186,13 +186,17 @@ class MultiheadAttention(Module):
     def forward(self, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None,
                 average_attn_weights=True, is_causal=False):
         '''See :py:meth:`torch.nn.MultiheadAttention.forward`.'''
+        if is_causal and attn_mask is None:
+            raise ValueError('is_causal is a hint on an attn_mask, which is missing')
         batched = query.ndim == 3
         inputs = [x if batched else x.unsqueeze(0 if self.batch_first else 1) for x in (query, key, value)]
         inputs = [x if self.batch_first else x.transpose(0, 1) for x in inputs]
         heads = [self._split(x) for x in self._extended(*inputs)]
         padding = key_padding_mask if batched else _batch_of_one(key_padding_mask)
         mask = self._mask(heads[0], heads[1], attn_mask, padding)
-        output, weights = self._attend(*heads, mask, need_weights)
+        # As torch does, which matters where keys were added: the hint replaces the mask where it can.
+        causal = is_causal and key_padding_mask is None and not need_weights
+        output, weights = self._attend(*heads, None if causal else mask, need_weights, causal)
         output = self.out_proj(output.transpose(1, 2).flatten(2))
         output = output if self.batch_first else output.transpose(0, 1)
         output = output if batched else output.squeeze(0 if self.batch_first else 1)
@@ -216,7 +220,9 @@ class MultiheadAttention(Module):
     def _mask(self, query, key, attn_mask, key_padding_mask):
         '''Return the sum of all masks, broadcastable to b h n m, or None.'''
         b, h, n, _ = query.shape
-        masks = []
+        m, masks = key.shape[2] - (self.bias_k is not None) - bool(self.add_zero_attn), []
+        _check_mask('attn_mask', attn_mask, [(n, m), (b * h, n, m)])
+        _check_mask('key_padding_mask', key_padding_mask, [(b, m)])
         if attn_mask is not None:
             attn_mask = _additive(attn_mask, query)
             masks.append(attn_mask.view(b, h, n, -1) if attn_mask.ndim == 3 else attn_mask)
@@ -226,14 +232,27 @@ class MultiheadAttention(Module):
         masks = [torch.nn.functional.pad(mask, (0, extra)) for mask in masks]
         return sum(masks) if masks else None
 
-    def _attend(self, query, key, value, mask, need_weights):
+    def _attend(self, query, key, value, mask, need_weights, causal):
         dropout = self.dropout if self.training else 0.
         if not need_weights:
-            return torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout), None
+            attend = torch.nn.functional.scaled_dot_product_attention
+            return attend(query, key, value, mask, dropout, causal), None
         scores = query * self.head_dim ** -.5 @ key.transpose(-2, -1)
         weights = (scores if mask is None else scores + mask).softmax(-1)
         weights = torch.nn.functional.dropout(weights, dropout) if dropout else weights
         return weights @ value, weights
+
+
+@cache
+def multihead_type(cls):
+    '''Return the type that a module gets whose class is torch's, derived from it, or a copy of it.'''
+    if cls is torch.nn.MultiheadAttention:
+        return MultiheadAttention
+    own = {}
+    for base in reversed(cls.__mro__[:cls.__mro__.index(Module)]):
+        own.update(vars(base))
+    kept = {name: value for name, value in own.items() if name != 'forward' and not name.startswith('__')}
+    return type(cls.__name__, (MultiheadAttention,), {**kept, '__module__': __name__})
 
 
 def _linear(weight, bias):
@@ -241,6 +260,15 @@ def _linear(weight, bias):
     module.weight = Parameter(weight.detach(), requires_grad=False)
     module.bias = None if bias is None else Parameter(bias.detach(), requires_grad=False)
     return module
+
+
+def _check_mask(name, mask, shapes):
+    if mask is None:
+        return
+    if tuple(mask.shape) not in shapes:
+        raise ValueError(f'{name} has shape {tuple(mask.shape)}, expected {" or ".join(map(str, shapes))}')
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise TypeError(f'{name} has dtype {mask.dtype}, expected torch.bool or floating point')
 
 
 def _batch_of_one(mask):

@@ -91,7 +91,7 @@ NAMES = {
         ''',
     Kind.ADD: '''
         add cumsum cumulative_trapezoid diff iadd isub lerp mean nanmean nansum neg negative radd rsub sub subtract sum
-        sum_to_size trace trapezoid trapz index_add scatter_add deg2rad rad2deg gradient
+        sum_to_size trace trapezoid trapz index_add scatter_add embedding_bag deg2rad rad2deg gradient
         dropout dropout1d dropout2d dropout3d feature_dropout native_dropout alpha_dropout feature_alpha_dropout
         ''',
     Kind.LINEAR: '''
@@ -101,7 +101,8 @@ NAMES = {
         istft linear rfft rfft2 rfftn stft addmm addmv addr addbmm baddbmm
         ''',
     Kind.EINSUM: '''
-        bmm chain_matmul cross dot einsum ger inner kron matmul rmatmul mm multi_dot mv outer tensordot vdot vecdot
+        bmm chain_matmul cross dot einsum ger grouped_mm inner kron matmul rmatmul mm multi_dot mv outer tensordot vdot
+        vecdot
         ''',
     Kind.MULTIPLY: '''
         mul multiply imul rmul div divide true_divide truediv itruediv rtruediv addcmul addcdiv prod ldexp
@@ -127,6 +128,8 @@ NAMES = {
 #: Why a function has no rule, for those that a user may well meet.
 REASONS = {
     'matrix_exp': 'the matrix exponential is not linear in its argument',
+    'gru_cell': 'the gates of the cell run inside one fused function',
+    'lstm_cell': 'the gates of the cell run inside one fused function',
     'renorm': 'it rescales parts of a tensor depending on their norm',
     'threshold': 'what it puts below the threshold need not vanish at zero',
     'lstm': 'the recurrence runs inside one fused function',
@@ -140,6 +143,7 @@ FACTORS = {
     'linear': (0, 1), 'bilinear': (0, 1, 2), 'conv1d': (0, 1), 'conv2d': (0, 1), 'conv3d': (0, 1), 'conv_tbc': (0, 1),
     'conv_transpose1d': (0, 1), 'conv_transpose2d': (0, 1), 'conv_transpose3d': (0, 1), 'convolution': (0, 1),
     'addmm': (1, 2), 'addmv': (1, 2), 'addr': (1, 2), 'addbmm': (1, 2), 'baddbmm': (1, 2), 'addcmul': (1, 2),
+    'grouped_mm': (0, 1),
 }
 
 #: Names of positional arguments, for functions whose operands may be given by keyword.

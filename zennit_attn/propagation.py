@@ -286,8 +286,10 @@ def opened(call):
 
 def taylor(call):
     '''The softmax rule of AttnLRP, ``R_x = x (R_y - y sum(R_y))``: autograd, whose hidden bias absorbs relevance.'''
+    if call.operator.name == 'gumbel_softmax':
+        return constant(call)
     if call.operator.kind is not Kind.ATTENTION:
-        return constant(call) if call.operator.name == 'gumbel_softmax' else call.run()
+        return call.run((_without_blanks(call.args[0], call), *call.args[1:]))
     if call.operator.name != 'scaled_dot_product_attention':
         return attention(call)
     if call.engine.recorder is not None:
@@ -296,6 +298,24 @@ def taylor(call):
     operands = [scaled(arg, divisor) if call.carries(arg) else arg
                 for arg, divisor in zip(call.args[:4], _attention_shares(call), strict=False)]
     return call.func(*operands, *call.args[4:], **call.kwargs)
+
+
+def softmax_dim(call):
+    '''The dimension that a softmax is taken over.'''
+    dim = call.kwargs.get('dim', call.args[1] if len(call.args) > 1 else -1)
+    return -1 if dim is None else dim
+
+
+def blank_rows(scores, dim):
+    '''Mark the rows that are masked as a whole: their softmax is undefined, so nothing flows through them.'''
+    return torch.isneginf(scores).all(dim, keepdim=True)
+
+
+def _without_blanks(scores, call):
+    blank = blank_rows(scores.detach(), softmax_dim(call))
+    view = scores.view_as(scores)
+    view.register_hook(lambda grad: grad.masked_fill(blank, 0.))
+    return view
 
 
 def _attention_shares(call):

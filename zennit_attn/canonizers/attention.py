@@ -45,8 +45,9 @@ def explained_output(model, module):
     leaves, engine = [], engine_of(model)
 
     def take(module, args, output):
-        leaves.append(output.detach().requires_grad_())
-        return leaves[-1] if engine is None or not engine.running else engine.to_gradient(leaves[-1])
+        with torch._C.DisableTorchFunction():
+            leaves.append(output.detach().requires_grad_())
+            return leaves[-1] if engine is None or not engine.running else engine.to_gradient(leaves[-1])
 
     handle = module.register_forward_hook(take)
     if engine is not None:

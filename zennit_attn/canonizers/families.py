@@ -1,5 +1,6 @@
 '''Families of attention blocks: how to recognise one by its structure, and what the engine cannot know of it.'''
 from functools import partial
+from types import FunctionType
 
 import torch
 from einops import rearrange
@@ -7,7 +8,7 @@ from torch import nn
 
 from ..attention import delta_rule
 from ..attention.fast_attention import causal_linear_attention
-from ..layers import MultiheadAttention
+from ..layers import multihead_type
 
 
 class Family:
@@ -31,9 +32,12 @@ def _has(module, types):
 
 
 def _names(module):
-    '''What the code of a module's forward refers to.'''
-    code = getattr(type(module).forward, '__code__', None)
-    return set() if code is None else {*code.co_names, *(const for const in code.co_consts if isinstance(const, str))}
+    '''What the code of a module's own class and its bases refers to.'''
+    names = set()
+    for cls in type(module).__mro__[:type(module).__mro__.index(nn.Module)]:
+        codes = [value.__code__ for value in vars(cls).values() if hasattr(value, '__code__')]
+        names = names.union(*(_all_names(code) for code in codes))
+    return names
 
 
 def _all_names(code):
@@ -57,16 +61,19 @@ class ViTAttention(Family):
 
 
 class Multihead(Family):
-    '''torch's own module, whose code is one opaque function.'''
+    '''Attention with torch's packed projections. torch's own forward is one opaque function.'''
     def matches(self, module):
-        '''Look for the very class: what is derived from it may differ.'''
-        return type(module) is nn.MultiheadAttention
+        '''Look for ``out_proj``, the packed or separate projections, and the heads.'''
+        names = ('in_proj_weight', 'q_proj_weight', 'k_proj_weight', 'v_proj_weight', 'in_proj_bias')
+        shape = {'out_proj': nn.Linear, 'embed_dim': int, 'num_heads': int, 'head_dim': int}
+        return _has(module, shape) and set(names) <= set(module._parameters)
 
     def help(self, canonizer, module):
-        '''Give the packed projections children of their own.'''
-        canonizer.replace_type(module, MultiheadAttention)
-        for name, projection in module.projections().items():
-            canonizer.insert(module, name, projection)
+        '''Give the packed projections of torch's forward children of their own.'''
+        if 'multi_head_attention_forward' in _names(module):
+            canonizer.replace_type(module, multihead_type(type(module)))
+            for name, projection in module.projections().items():
+                canonizer.insert(module, name, projection)
 
 
 class FastAttention(Family):
@@ -97,18 +104,30 @@ class Reversible(Family):
             _has(block, {'f': nn.Module, 'g': nn.Module}) for block in module.blocks)
 
     def help(self, canonizer, module):
-        '''Run the blocks one after another.'''
-        canonizer.replace_call(module, lambda forward: partial(_run_sequentially, module))
+        '''Put a plain loop over the blocks in the place of the autograd function.'''
+        code, scope = type(module).forward.__code__, type(module).forward.__globals__
+        functions = {name: _PlainLoop for name in code.co_names if _is_function(scope.get(name))}
+        forward = FunctionType(code, {**scope, **functions}, code.co_name, type(module).forward.__defaults__)
+        forward.__kwdefaults__ = type(module).forward.__kwdefaults__
+        if functions and not code.co_freevars:
+            canonizer.replace_call(module, lambda _: partial(forward, module))
 
 
-def _run_sequentially(module, x, **kwargs):
-    first = second = x
-    for depth, block in enumerate(module.blocks):
-        routed = [{key: value for key, value in kwargs.items() if key in module.args_route
-                   and module.args_route[key][depth][part]} for part in (0, 1)]
-        first = first + block.f(second, **routed[0])
-        second = second + block.g(first, **routed[1])
-    return first + second
+def _is_function(value):
+    return isinstance(value, type) and issubclass(value, torch.autograd.Function)
+
+
+class _PlainLoop:
+    '''Stands for the autograd function of reversible layers, whose blocks each add two functions in turns.'''
+    @staticmethod
+    def apply(x, blocks, arguments):
+        '''``y1 = x1 + f(x2)`` and ``y2 = x2 + g(y1)`` for each block.'''
+        for block, kwargs in zip(blocks, arguments, strict=True):
+            first, second = x.chunk(2, dim=2)
+            first = first + block.f(second, **kwargs.get('f_args', {}))
+            second = second + block.g(first, **kwargs.get('g_args', {}))
+            x = torch.cat([first, second], dim=2)
+        return x
 
 
 class FastWeights(Family):

@@ -1,0 +1,1 @@
+'''Published attention code, as it is installed, in small random configurations.'''
