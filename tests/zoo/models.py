@@ -508,10 +508,8 @@ LUCIDRAINS = [
     linear_attention('chunks and gated feed-forward', ff_chunks=2, ff_glu=True),
     linear_attention('shifted tokens', shift_tokens=True),
     linear_attention('axial', attend_axially=True, local_attn_window_size=4),
-    linear_attention('product keys', pkm_layers=(1,), pkm_num_keys=4,
-                     refused={'attn_lrp': (UnsupportedOperator, 'embedding_bag')}),
-    linear_attention('reversible', reversible=True, broken=dict.fromkeys(
-        COMPOSITES, 'twice the forward: its two streams are added as in performer-pytorch, but it averages them')),
+    linear_attention('product keys', pkm_layers=(1,), pkm_num_keys=4),
+    linear_attention('reversible', reversible=True),
     Model('linear-attention-transformer Linformer', 'linear_attention_transformer', linformer, (2, 12, 32)),
     Model('linear-attention-transformer images', 'linear_attention_transformer', image_attention, (2, 8, 6, 6)),
     unet('U-Net'),

@@ -130,13 +130,20 @@ class MultiheadAttention(nn.Module):
             total = total + padding.reshape(batch, 1, 1, length)
         return functional.pad(total, (0, keys - length)) if isinstance(total, torch.Tensor) else total
 
-    def attend(self, query, key, value, attn_mask, key_padding_mask):
+    @staticmethod
+    def causal_mask(scores):
+        '''Mask of shape ``(n, m)`` that hides later keys, the appended ones too.'''
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        return additive(later, scores.dtype, 'attn_mask')
+
+    def attend(self, query, key, value, attn_mask, key_padding_mask, causal):
         '''Outputs ``(b, n, embed_dim)`` and weights ``(b, h, n, m)`` for ``(b, n, features)``.'''
         q, k, v = (project(*pair, x) for pair, x in zip(self.projections(), (query, key, value), strict=True))
         k, v = self.extended(k, v)
         q, k, v = (part.unflatten(-1, (self.num_heads, self.head_dim)) for part in (q, k, v))
         scores = torch.einsum('bnhd,bmhd->bhnm', q * self.head_dim ** -0.5, k)
-        weights = (scores + self.mask(scores, attn_mask, key_padding_mask, key.shape[1])).softmax(dim=-1)
+        own = self.mask(scores, attn_mask, key_padding_mask, key.shape[1])
+        weights = (scores + (self.causal_mask(scores) if causal else own)).softmax(dim=-1)
         weights = functional.dropout(weights, self.dropout, self.training)
         out = torch.einsum('bhnm,bmhd->bnhd', weights, v)
         return self.out_proj(out.flatten(-2)), weights
@@ -159,7 +166,8 @@ class MultiheadAttention(nn.Module):
         average_attn_weights : bool, optional
             Whether the weights are averaged over heads.
         is_causal : bool, optional
-            A hint that ``attn_mask`` is causal, which as in torch does not replace it.
+            A hint that ``attn_mask`` is causal. As in torch, a causal mask over all keys, the appended ones too, takes
+            its place if neither weights are returned nor keys are padded.
 
         Returns
         -------
@@ -172,7 +180,8 @@ class MultiheadAttention(nn.Module):
             raise ValueError('is_causal is only a hint, attn_mask has to be given with it')
         self.check(query, key, value)
         sequences = (self.batched(sequence) for sequence in (query, key, value))
-        out, weights = self.attend(*sequences, attn_mask, key_padding_mask)
+        causal = is_causal and key_padding_mask is None and not need_weights
+        out, weights = self.attend(*sequences, attn_mask, key_padding_mask, causal)
         weights = weights.mean(dim=1) if average_attn_weights else weights
         if query.ndim == 2:
             out, weights = out[0], weights[0]
