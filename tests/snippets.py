@@ -298,5 +298,6 @@ ODD = {
     'hfft': lambda m, y: torch.fft.hfft(y.to(torch.complex128)).real[..., :12] * 0.1,
     'float_power': lambda m, y: torch.float_power(y, 2) * 0.1,
     'pow': lambda m, y: y.abs() ** m.v.abs(),
+    'pow of a 0-dim tensor': lambda m, y: y ** torch.tensor(3., dtype=torch.float64) * 0.1,
     'local_response_norm': lambda m, y: F.local_response_norm(y, 2),
 }

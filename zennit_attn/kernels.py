@@ -36,8 +36,9 @@ def _slope(function, args, kwargs):
 
 def slope_at_zero(function, args, kwargs):
     '''Return the derivative of an elementwise function at 0, for arguments that do not depend on the input.'''
+    args = tuple(arg.item() if isinstance(arg, torch.Tensor) and arg.ndim == 0 else arg for arg in args)
     try:
-        return _cached_slope(function, tuple(args), tuple(kwargs.items()))
+        return _cached_slope(function, args, tuple(kwargs.items()))
     except TypeError:
         return _slope(function, args, kwargs)
 

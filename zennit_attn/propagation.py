@@ -216,7 +216,7 @@ def activation(call):
 
 
 def _is_power(exponent):
-    return isinstance(exponent, (int, float)) and exponent >= 1
+    return _is_number(exponent) and not getattr(exponent, 'requires_grad', False) and float(exponent) >= 1.
 
 
 def normalization(call):
@@ -250,11 +250,6 @@ def gate(call):
         deviation, mean = call.run()
         return deviation.detach(), mean
     return constant(call)
-
-
-def select(call):
-    '''Pick values: autograd routes the relevance to those that were picked.'''
-    return call.run()
 
 
 def linear(call):
@@ -328,7 +323,7 @@ def _attention_shares(call):
 
 #: The rule of each kind of operator, for operators to which a composite gives none.
 RULES = {
-    Kind.REARRANGE: proportional, Kind.SELECT: select, Kind.ADD: add, Kind.LINEAR: linear, Kind.EINSUM: uniform,
+    Kind.REARRANGE: proportional, Kind.SELECT: proportional, Kind.ADD: add, Kind.LINEAR: linear, Kind.EINSUM: uniform,
     Kind.MULTIPLY: multiply, Kind.SOFTMAX: constant, Kind.ATTENTION: attention, Kind.GATE: gate,
     Kind.ACTIVATION: activation, Kind.NORMALIZATION: normalization, Kind.COMPOSED: opened,
 }
