@@ -148,7 +148,9 @@ class ConstantLinear(Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(weight)
-        return functional.linear(x, weight, bias)
+        output = functional.linear(x, weight, bias)
+        # Before torch 2.15 it may be a view, which no autograd function may return if it is written to later.
+        return output.clone() if output._is_view() else output
 
     @staticmethod
     @once_differentiable
