@@ -3,13 +3,12 @@ import re
 
 import torch
 from zennit.composites import LayerMapComposite, register_composite
-from zennit.rules import Gamma
 from zennit.types import Convolution
 
 from .canonizers import AttentionCanonizer
 from .errors import ContextError
 from .layers import Attention, Softmax
-from .rules import TaylorSoftmax
+from .rules import Gamma, TaylorSoftmax
 
 #: Names of modules, or of their classes, inside which linear layers are attention projections.
 _ATTENTION_NAME = re.compile(r'att(n|ention)|\bmsa\b', re.IGNORECASE)
@@ -21,10 +20,10 @@ class AttentionComposite(LayerMapComposite):
     Parameters
     ----------
     linear_gamma: float, optional
-        If given, :py:class:`~zennit.rules.Gamma` for :py:class:`torch.nn.Linear` outside of attention. Linear layers
-        inside a module whose name or class says attention (``attn``, ``attention``) follow LRP-0 always.
+        If given, :py:class:`~zennit_attn.rules.Gamma` for :py:class:`torch.nn.Linear` outside of attention. Linear
+        layers inside a module whose name or class says attention (``attn``, ``attention``) follow LRP-0 always.
     conv_gamma: float, optional
-        If given, :py:class:`~zennit.rules.Gamma` for convolutions.
+        If given, :py:class:`~zennit_attn.rules.Gamma` for convolutions.
     stabilizer: callable or float, optional
         Stabilization of all denominators. If a float, it is added with the sign of each entry.
     layer_map: list[tuple[tuple[torch.nn.Module, ...], Hook]], optional
@@ -85,7 +84,6 @@ class AttentionComposite(LayerMapComposite):
         except BaseException:
             self.remove()
             raise
-
 
     def inactive(self):
         '''Not supported: rules here are the way operators run, not only how modules propagate.

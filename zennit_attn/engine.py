@@ -382,7 +382,9 @@ class Engine(TorchFunctionMode):
         '''Call a module that has a Zennit rule: a leaf, of whose inside the engine stays out.'''
         name = self.where.name_of(module)
         if hasattr(hooks[0], 'call_module'):
-            return hooks[0].call_module(self, module, function, args, kwargs)
+            output = hooks[0].call_module(self, module, function, args, kwargs)
+            if output is not NotImplemented:
+                return output
         args, kwargs = to_positional(module, args, kwargs)
         if not any(tensor.requires_grad for tensor in tensors_in(args, kwargs)):
             return function(*args, **kwargs)

@@ -61,9 +61,7 @@ class RuledCall:
 
     def backward(self, relevance):
         '''Return the relevance of the inputs, given that of the outputs.'''
-        if not self.source.active:
-            raise ContextError(f'rule {type(self.source).__name__} is inactive in the backward pass: '
-                               'composite.inactive() does not work with AttentionCanonizer')
+        check_active(self.source)
         with self.engine.resting():
             return self._backward(relevance)
 
@@ -92,6 +90,13 @@ class RuledCall:
             output = self.function(*self._fill([tensor.clone() for tensor in inputs]), **self.kwargs)
             outputs = [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
         return torch.autograd.grad(outputs, inputs, relevance, allow_unused=True)
+
+
+def check_active(hook):
+    '''Refuse a backward pass through a rule that its composite has made inactive.'''
+    if not hook.active:
+        raise ContextError(f'rule {type(hook).__name__} is inactive in the backward pass: '
+                           'composite.inactive() does not work with AttentionCanonizer')
 
 
 def zennit_hooks(module):
