@@ -9,7 +9,8 @@ from zennit.attribution import Gradient
 
 from zennit_attn.conservation import audit
 
-from .models import COMPOSITES, MODELS, prepare
+from .models import MODELS
+from .published import COMPOSITES, prepare
 
 DOUBLE, SINGLE = 1e-9, 1e-6
 
