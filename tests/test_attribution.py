@@ -9,7 +9,9 @@ from zennit_attn.attention import PerformerLM
 from zennit_attn.attribution import TokenGradient
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnLRP
+from zennit_attn.conservation import audit
 from zennit_attn.errors import NoRelevance
+from zennit_attn.testing import check_explanation
 
 
 class Tokens(nn.Module):
@@ -89,3 +91,82 @@ def test_embedding_must_be_called_once(model):
         TokenGradient(twice, model.embedding, CPLRP())(IDS, torch.ones_like)
     with pytest.raises(ValueError, match='not a module of Tokens'):
         TokenGradient(model, nn.Embedding(11, 8))
+
+
+class Output(dict):
+    '''What models of libraries return.'''
+    @property
+    def logits(self):
+        return self['logits']
+
+
+class Masked(Tokens):
+    '''The same as libraries have it: keyword arguments, and a dict that holds the logits.'''
+    def forward(self, *, ids, mask, scale=None):
+        x = self.embedding(ids)
+        x = self.block(x, src_key_padding_mask=~mask.bool())
+        x = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return Output(logits=self.head(x if scale is None else x * scale))
+
+
+@pytest.fixture
+def masked():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Masked().double().eval()
+
+
+MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+
+
+def logits(output):
+    return output.logits
+
+
+def test_keyword_arguments_and_what_to_select(masked):
+    input = {'ids': IDS, 'mask': MASK, 'scale': torch.full((2, 1), .5, dtype=torch.float64)}
+    with TokenGradient(masked, masked.embedding, CPLRP(), select=logits) as attributor:
+        output, relevance = attributor(input, torch.ones_like)
+    assert output.shape == (2, 3)
+    assert relevance[1, 3].abs().max() == 0
+    assert relevance[0].abs().min() > 0
+    ledger = audit(masked, CPLRP(), input, torch.ones_like, embedding=masked.embedding, select=logits)
+    torch.testing.assert_close(ledger.input, relevance.flatten(1).sum(1))
+    assert (ledger.unaccounted.abs() <= 1e-9 * ledger.output.abs()).all()
+    check_explanation(masked, input, embedding=masked.embedding, select=logits)
+    assert input['scale'].requires_grad is False
+
+
+def test_what_is_no_tensor_is_refused(masked):
+    input = {'ids': IDS, 'mask': MASK}
+    with pytest.raises(TypeError, match=r'Masked returns Output.*select=lambda'):
+        TokenGradient(masked, masked.embedding, CPLRP())(input, torch.ones_like)
+    with pytest.raises(TypeError, match=r'Masked returns Output.*select=lambda'):
+        audit(masked, CPLRP(), input, embedding=masked.embedding)
+    assert not masked.embedding._forward_hooks
+
+
+class Cross(nn.Module):
+    '''Attention of one sequence to another.'''
+    def __init__(self):
+        super().__init__()
+        self.to_q, self.to_kv = nn.Linear(4, 8), nn.Linear(6, 16)
+
+    def forward(self, x, context):
+        k, v = self.to_kv(context).chunk(2, -1)
+        return self.to_q(x) + (self.to_q(x) @ k.mT).softmax(-1) @ v
+
+
+@pytest.mark.parametrize('make', [CPLRP, AttnLRP])
+def test_several_inputs_are_one_ledger(make):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x, context = Cross().double(), torch.randn(2, 3, 4).double(), torch.randn(2, 5, 6).double()
+    ledger = audit(model, make(), (x, context), torch.ones_like)
+    leaves = [x.clone().requires_grad_(), context.clone().requires_grad_()]
+    with make().context(model):
+        output = model(*leaves)
+        parts = torch.autograd.grad(output, leaves, torch.ones_like(output))
+    torch.testing.assert_close(ledger.input, sum(part.flatten(1).sum(1) for part in parts))
+    assert (ledger.unaccounted.abs() <= 1e-9 * ledger.output.abs()).all()
+    assert all((part != 0).any() for part in parts)

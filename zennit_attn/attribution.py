@@ -1,9 +1,56 @@
 '''Attributors: what Zennit's do, for models whose input cannot carry relevance.'''
+from collections.abc import Mapping
+
 import torch
 from zennit.attribution import Gradient
 
 from .canonizers.attention import explained_output
 from .errors import NoRelevance
+
+
+def call(model, input, embedding=None, select=None):
+    '''Call a model that is to be explained.
+
+    Parameters
+    ----------
+    model: :py:class:`torch.nn.Module`
+        The model.
+    input: :py:class:`torch.Tensor`, tuple or mapping
+        The model's input, or its positional or its keyword arguments.
+    embedding: :py:class:`torch.nn.Module`, optional
+        The module of the model from whose output it is explained.
+    select: callable, optional
+        Takes what the model returns and returns the tensor to explain. Default is what the model returns.
+
+    Returns
+    -------
+    output: :py:class:`torch.Tensor`
+        What is explained.
+    leaves: list of :py:class:`torch.Tensor`
+        The tensors whose gradient is relevance, if there is an embedding.
+
+    Raises
+    ------
+    NoRelevance
+        If the embedding was not called exactly once.
+    TypeError
+        If there is no tensor to explain.
+    '''
+    kwargs = dict(input) if isinstance(input, Mapping) else {}
+    args = () if isinstance(input, Mapping) else input if isinstance(input, tuple) else (input,)
+    if embedding is None:
+        output, leaves = model(*args, **kwargs), []
+    else:
+        with explained_output(model, embedding) as leaves:
+            output = model(*args, **kwargs)
+        if len(leaves) != 1:
+            raise NoRelevance(f'the embedding ({type(embedding).__name__}) was called {len(leaves)} times in a forward '
+                              'of the model; relevance can be explained from a module that is called once')
+    output = output if select is None else select(output)
+    if not isinstance(output, torch.Tensor):
+        raise TypeError(f'{type(model).__name__} returns {type(output).__name__}, not a tensor; pass select, e.g. '
+                        'select=lambda output: output.logits, or wrap the model in a module that returns the tensor')
+    return output, leaves
 
 
 class TokenGradient(Gradient):
@@ -24,32 +71,38 @@ class TokenGradient(Gradient):
         The default output attribution, as for :py:class:`zennit.attribution.Gradient`.
     create_graph, retain_graph: bool, optional
         As for :py:class:`zennit.attribution.Gradient`.
+    select: callable, optional
+        Takes what the model returns and returns the tensor to explain, e.g. ``lambda output: output.logits``. Default
+        is what the model returns.
 
     Raises
     ------
     ValueError
         If `embedding` is not a part of `model`.
     '''
-    def __init__(self, model, embedding, composite=None, attr_output=None, create_graph=False, retain_graph=None):
+    def __init__(self, model, embedding, composite=None, attr_output=None, create_graph=False, retain_graph=None,
+                 select=None):
         super().__init__(model, composite, attr_output, create_graph, retain_graph)
         if not any(embedding is module for module in model.modules()):
             raise ValueError(f'the embedding ({type(embedding).__name__}) is not a module of {type(model).__name__}')
         self.embedding = embedding
+        self.select = select
 
     def forward(self, input, attr_output_fn):
         '''Compute the relevance of the embedding's output.
 
         Parameters
         ----------
-        input: :py:class:`torch.Tensor`
-            Input of the model, e.g. token ids of shape [batch, tokens].
+        input: :py:class:`torch.Tensor`, tuple or mapping
+            Input of the model, e.g. token ids of shape [batch, tokens], or its positional or keyword arguments, e.g.
+            what a tokenizer returns.
         attr_output_fn: callable
-            The function of the model's output that gives its relevance.
+            The function of the output that gives its relevance.
 
         Returns
         -------
         output: :py:class:`torch.Tensor`
-            Output of the model.
+            What is explained of the model's output.
         relevance: :py:class:`torch.Tensor`
             Relevance of the embedding's output, of its shape, e.g. [batch, tokens, features].
 
@@ -57,12 +110,10 @@ class TokenGradient(Gradient):
         ------
         NoRelevance
             If the embedding was not called exactly once.
+        TypeError
+            If there is no tensor to explain.
         '''
-        with explained_output(self.model, self.embedding) as leaves:
-            output = self.model(input)
-        if len(leaves) != 1:
-            raise NoRelevance(f'the embedding ({type(self.embedding).__name__}) was called {len(leaves)} times in a '
-                              'forward of the model; TokenGradient explains a module that is called once')
+        output, leaves = call(self.model, input, self.embedding, self.select)
         relevance, = torch.autograd.grad(
             (output,), leaves, grad_outputs=(attr_output_fn(output),), create_graph=self.create_graph,
             retain_graph=self.retain_graph,

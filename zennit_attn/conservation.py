@@ -6,11 +6,13 @@ check: it is zero only if every operator followed a rule that conserves.
 '''
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
+from .attribution import call
 from .canonizers.attention import engine_of
 from .errors import NoRelevance
 from .operators import AFFINE, FACTORS, Kind
@@ -113,7 +115,7 @@ class Audit:
             (row.module, row.type, row.function, row.detail, row.rule, str(row.calls)) for row in self.operators])
 
 
-def audit(model, composite, input, attr_output=None):
+def audit(model, composite, input, attr_output=None, embedding=None, select=None):
     '''Explain a model and measure where all relevance went.
 
     Parameters
@@ -122,10 +124,16 @@ def audit(model, composite, input, attr_output=None):
         The model.
     composite: :py:class:`zennit.core.Composite`
         Any composite of Zennit or of this package.
-    input: :py:class:`torch.Tensor`
-        Input of the model, of shape [batch, ...], floating point.
+    input: :py:class:`torch.Tensor`, tuple or mapping
+        Input of the model, of shape [batch, ...], or its positional or keyword arguments. Those that are floating point
+        are explained.
     attr_output: :py:class:`torch.Tensor` or callable, optional
         Relevance of the output, of the output's shape, or a function of the output. Default is the output itself.
+    embedding: :py:class:`torch.nn.Module`, optional
+        The module of the model from whose output it is explained, in place of its input, as by
+        :py:class:`~zennit_attn.attribution.TokenGradient`.
+    select: callable, optional
+        Takes what the model returns and returns the tensor to explain, e.g. ``lambda output: output.logits``.
 
     Returns
     -------
@@ -139,26 +147,30 @@ def audit(model, composite, input, attr_output=None):
     TypeError, ValueError
         If the model's output is not a tensor, or `attr_output` has not its shape.
     '''
-    if not isinstance(input, torch.Tensor) or not (input.is_floating_point()):
-        kind = input.dtype if isinstance(input, torch.Tensor) else type(input).__name__
-        raise NoRelevance(f'the input of {type(model).__name__} is {kind}, which cannot receive relevance; explain a '
-                          'floating point tensor, e.g. the output of the embedding')
-    input = input.detach().clone().requires_grad_()
+    input = substitute(dict(input) if isinstance(input, Mapping) else input, lambda tensor: tensor.detach().clone())
+    sources = [] if embedding is not None else _sources(model, input)
     with composite.context(model), torch.enable_grad():
         recorder = Recorder(model, engine_of(model))
         try:
-            output = model(input)
+            output, leaves = call(model, input, embedding, select)
             relevance = _output_relevance(output, attr_output)
-            found = [recorder.backward(output, input, relevance, sample) for sample in range(len(relevance))]
+            found = [recorder.backward(output, leaves or sources, relevance, i) for i in range(len(relevance))]
         finally:
             recorder.remove()
     return Audit(_per_sample(relevance), torch.stack(found), recorder.sinks(len(relevance)), recorder.operations())
 
 
+def _sources(model, input):
+    '''The tensors of an input that can carry relevance, from now on requiring a gradient.'''
+    sources = [tensor.requires_grad_() for tensor in tensors_in(input) if tensor.is_floating_point()]
+    if not sources:
+        types = ', '.join(str(tensor.dtype) for tensor in tensors_in(input)) or type(input).__name__
+        raise NoRelevance(f'the input of {type(model).__name__} ({types}) has no floating point tensor that could '
+                          'receive relevance; explain token ids from the embedding: audit(..., embedding=module)')
+    return sources
+
+
 def _output_relevance(output, attr_output):
-    if not isinstance(output, torch.Tensor):
-        raise TypeError(f'the model returns {type(output).__name__}, not a tensor; wrap it in a module that returns '
-                        'the tensor to explain')
     if output.ndim == 0:
         raise ValueError('the output is a single number; it needs a first dimension for the samples')
     relevance = output if attr_output is None else attr_output(output) if callable(attr_output) else attr_output
@@ -202,13 +214,14 @@ class Recorder:
         for handle in self.handles:
             handle.remove()
 
-    def backward(self, output, input, relevance, sample):
-        '''Run the backward pass of one sample and return the relevance found at the input.'''
+    def backward(self, output, inputs, relevance, sample):
+        '''Run the backward pass of one sample and return the relevance found at the inputs.'''
         self.sample = sample
         own = torch.zeros_like(relevance)
         own[sample] = relevance[sample]
-        found, = torch.autograd.grad(output, input, own, retain_graph=sample + 1 < len(relevance))
-        return found.double().sum()
+        found = torch.autograd.grad(output, inputs, own, retain_graph=sample + 1 < len(relevance), allow_unused=True)
+        zero = torch.zeros((), dtype=torch.float64, device=output.device)
+        return sum((part.double().sum() for part in found if part is not None), zero)
 
     def take(self, key, amount):
         '''Book an amount for a sink, for the sample whose backward pass runs.'''
