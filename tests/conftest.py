@@ -5,6 +5,11 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    '''``--programs N`` runs the random programs of test_programs.py for longer, with fresh randomness.'''
+    parser.addoption('--programs', type=int, metavar='N', help='check N random programs, new ones each time')
+
+
 def mode_depth():
     '''How many torch function modes are entered.'''
     return torch._C._len_torch_function_stack()

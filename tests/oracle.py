@@ -5,14 +5,21 @@ The model is run once under ``make_fx(functionalize(...))``: in-place operators 
 into a few dozen primitive ones. The graph is then walked forward to find which values carry relevance, and backward
 with the relevance per unit, ``g``, each primitive with the rule that ``KINDS`` names. A primitive that is not listed
 raises. It shares no code with the package, and knows neither modules, hooks nor function modes.
+
+A module with one of Zennit's rules is one primitive of the graph, ``replica::ruled``, with the rule written from its
+paper as a matrix of contributions. Relevance that leaves it stays relevance while values are only moved, and becomes
+relevance per unit anywhere else.
 '''
+import operator
 from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch.func import functionalize
+from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 aten = torch.ops.aten
 OUTPUT_EPSILON = 1e-9
@@ -24,6 +31,7 @@ LINEAR = '''
     view_as_real_copy view_as_complex_copy view_as_real view_as_complex real imag
     slice_scatter select_scatter diagonal_scatter as_strided_scatter copy clone _to_copy lift_fresh_copy
     cat stack repeat flip roll index index_select gather index_put index_add scatter scatter_add masked_fill where
+    _unsafe_index
     constant_pad_nd reflection_pad2d replication_pad2d tril triu take_along_dim diag_embed _reshape_copy contiguous
     max min amax amin maximum minimum sort topk max_pool2d_with_indices max_pool1d adaptive_max_pool2d clamp clamp_min
     clamp_max
@@ -35,6 +43,7 @@ LINEAR = '''
     kthvalue nansum reflection_pad1d replication_pad1d pixel_unshuffle channel_shuffle grid_sampler_2d nan_to_num mode
     unsafe_split trace
     _native_batch_norm_legit_no_training
+    threshold copysign
 '''.split()
 PRODUCTS = {'mul': (0, 1), 'mm': (0, 1), 'bmm': (0, 1), 'mv': (0, 1), 'dot': (0, 1), 'addmm': (1, 2), 'baddbmm': (1, 2),
             'addbmm': (1, 2), 'addmv': (1, 2), 'convolution': (0, 1), '_convolution': (0, 1), 'addcmul': (1, 2),
@@ -42,20 +51,34 @@ PRODUCTS = {'mul': (0, 1), 'mm': (0, 1), 'bmm': (0, 1), 'mv': (0, 1), 'dot': (0,
 ACTIVATIONS = '''
     relu leaky_relu elu silu gelu mish hardswish hardtanh tanh erf abs _prelu_kernel celu selu softshrink hardshrink
     sin sinh atan asinh log1p expm1
+    special_i1
 '''.split()
-SQUASHING = ('tanh', 'erf')
+SQUASHING = ('tanh', 'erf', 'atan')
 GATES = '''
     exp sigmoid softplus cos log_sigmoid hardsigmoid rsqrt sqrt reciprocal var std linalg_vector_norm norm round sign
     detach detach_copy gt lt ge le eq ne logical_not logical_and bitwise_not isinf isnan argmax argmin
     _log_softmax nonzero log_sigmoid_forward exp2 log logsumexp floor ceil trunc floor_divide heaviside _cdist_forward
     zero fill new_zeros new_ones new_full new_empty zeros_like ones_like empty_like
     full_like
+    linalg_inv_ex
 '''.split()
 SOFTMAXES = ('_softmax', '_safe_softmax')
 NORMS = ('native_layer_norm', 'native_group_norm', 'native_batch_norm', '_native_batch_norm_legit')
 REINDEX = LINEAR[:LINEAR.index('slice_scatter')]
+#: What only moves or picks values: relevance stays relevance. ``index_put`` does unless it adds.
+MOVES = {*LINEAR[:LINEAR.index('neg')], *LINEAR[LINEAR.index('fmax'):LINEAR.index('trace')]} - {
+    'index_add', 'scatter_add', 'nansum', 'grid_sampler_2d'}
 MOMENTS = ('var_mean', 'std_mean')
 POWERS = ('prod', 'cumprod')
+#: What is linear in its second operand, with a gate as its first.
+SOLVERS = ('_linalg_solve_ex', 'linalg_solve_triangular')
+
+
+RULED = torch.library.Library('replica', 'DEF')
+RULED.define('ruled(Tensor x, int key) -> Tensor')
+RULED.impl('ruled', lambda x, key: RULES[key].forward(x).clone(), 'CompositeExplicitAutograd')
+#: The rules of the present model, by the key that its graph has for them.
+RULES = []
 
 
 def name_of(node):
@@ -79,16 +102,69 @@ def plain_attention():
 def trace(model, input):
     '''The pure graph of ``model`` at ``input``; a second pass takes out what composed functions write in place.'''
     with torch.no_grad(), plain_attention():
-        graph = pure(model, input)
+        graph = record(model, input)
         if any(node.op == 'call_function' and is_mutable(node) for node in graph.graph.nodes):
-            graph = pure(graph, input)
+            graph = pure(pure(model, input), input)
     return graph
+
+
+class Recorder(TorchDispatchMode):
+    '''Writes down the primitives that run. ``make_fx`` does too, and finds out the type and size of every result.'''
+    def __init__(self, graph):
+        super().__init__()
+        self.graph, self.nodes, self.root = graph, {}, torch.nn.Module()
+
+    def node_of(self, tensor):
+        if id(tensor) not in self.nodes:
+            name = f'constant{len(self.nodes)}'
+            self.root.register_buffer(name, tensor)
+            self.know(tensor, self.graph.get_attr(name))
+        return self.nodes[id(tensor)][0]
+
+    def know(self, tensor, node):
+        # The tensor is kept, so that no other one gets its id.
+        self.nodes[id(tensor)] = node, tensor
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        with self:
+            result = func.decompose(*args, **kwargs or {})
+        if result is not NotImplemented:
+            return result
+        operands = tree_map_only(torch.Tensor, self.node_of, (args, kwargs or {}))
+        result = func(*args, **kwargs or {})
+        node = self.graph.call_function(func, *operands)
+        if isinstance(result, torch.Tensor):
+            self.know(result, node)
+        elif isinstance(result, (list, tuple)):
+            for index, item in enumerate(result):
+                if isinstance(item, torch.Tensor):
+                    self.know(item, self.graph.call_function(operator.getitem, (node, index)))
+        return result
+
+
+class Untraceable(Exception):
+    '''Torch's own functionalization is wrong here.'''
+
+
+def record(model, input):
+    '''The pure graph of ``model``, but for what composed functions write in place.'''
+    graph, before, input = torch.fx.Graph(), input, input.detach().clone()
+    recorder = Recorder(graph)
+    recorder.know(input, graph.placeholder('x'))
+    with recorder:
+        output = functionalize(partial(model.__class__.__call__, model), remove='mutations_and_views')(input)
+    # It takes a reshape that had to copy for a view, and what is written to the copy for written to the original.
+    if not (torch.equal(input, before) and torch.allclose(output, model(before), 1e-4, equal_nan=True)):
+        raise Untraceable('something else was written to')
+    graph.output(recorder.node_of(output))
+    recorder.root.graph = graph
+    return recorder.root
 
 
 def pure(function, input):
     '''One pass of tracing with views and in-place operators taken out.'''
     return make_fx(functionalize(partial(function.__class__.__call__, function), remove='mutations_and_views'))(
-        input.detach())
+        input.detach().clone())
 
 
 def is_mutable(node):
@@ -97,6 +173,122 @@ def is_mutable(node):
 
 def is_number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value != 0
+
+
+class Rule:
+    '''One of Zennit's rules on a module of one input, from the formula in its paper.
+
+    Parameters
+    ----------
+    module: torch.nn.Module
+    name: str
+        The rule: ``Epsilon``, ``Gamma``, ``ZPlus``, ``AlphaBeta``, ``Flat``, ``WSquare``, ``ZBox``, ``Norm``, ``Pass``.
+    *arguments: tuple of float
+        Its arguments, as Zennit's class of that name takes them.
+    '''
+    STABILIZER = 1e-6
+
+    def __init__(self, module, name, *arguments):
+        self.module, self.name, self.arguments = module, name, arguments
+        self.forward = module.forward
+
+    def relevance(self, x, y, relevance):
+        '''``R_x`` given ``R_y``.'''
+        if self.name == 'Pass':
+            return relevance
+        with torch.enable_grad():
+            return getattr(self, self.name.lower())(x.detach(), y, relevance, *self.arguments)
+
+    def norm(self, x, y, relevance, stabilizer=STABILIZER):
+        '''``x J^T (R / y)``, of any differentiable module.'''
+        x = x.clone().requires_grad_()
+        grad, = torch.autograd.grad(self.forward(x), x, relevance / stable(y, stabilizer))
+        return (x * grad).detach()
+
+    epsilon = norm
+
+    def shares(self, x, relevance, weigh):
+        '''Sum up, sample by sample, the shares of the inputs (rows) in the relevance of the outputs (columns).'''
+        parts = []
+        for sample, own in zip(x, relevance, strict=True):
+            slopes = self.slopes(sample)
+            bias = self.apply(torch.zeros_like(sample)).flatten()
+            parts.append((weigh(sample.reshape(-1, 1), slopes, bias) @ own.reshape(-1, 1)).reshape(sample.shape))
+        return torch.stack(parts)
+
+    def apply(self, sample, **parameters):
+        return functional_call(self.module, parameters, sample[None])[0].detach() if parameters else self.forward(
+            sample[None])[0].detach()
+
+    def slopes(self, sample, **parameters):
+        '''The matrix of weights between all inputs and outputs, of which the parameters may be replaced.'''
+        basis = torch.eye(sample.numel(), dtype=sample.dtype).reshape(-1, *sample.shape)
+        zero = self.apply(torch.zeros_like(sample), **parameters).flatten()
+        return torch.stack([self.apply(unit, **parameters).flatten() - zero for unit in basis])
+
+    def zplus(self, x, y, relevance):
+        return self.alphabeta(x, y, relevance, 1., 0.)
+
+    def alphabeta(self, x, y, relevance, alpha=2., beta=1.):
+        def weigh(x, slopes, bias):
+            positive, negative = (x * slopes).clamp(min=0), (x * slopes).clamp(max=0)
+            above = positive / stable(positive.sum(0) + bias.clamp(min=0), self.STABILIZER)
+            return alpha * above - beta * negative / stable(negative.sum(0) + bias.clamp(max=0), self.STABILIZER)
+        return self.shares(x, relevance, weigh)
+
+    def gamma(self, x, y, relevance, gamma=.25):
+        def weigh(x, slopes, bias):
+            total, output = x * slopes, (x * slopes).sum(0) + bias
+            above, below = total + gamma * total.clamp(min=0), total + gamma * total.clamp(max=0)
+            over = stable(above.sum(0) + bias + gamma * bias.clamp(min=0), self.STABILIZER)
+            under = stable(below.sum(0) + bias + gamma * bias.clamp(max=0), self.STABILIZER)
+            return above / over * (output > 0) + below / under * (output < 0)
+        return self.shares(x, relevance, weigh)
+
+    def flat(self, x, y, relevance):
+        return self.constant_shares(x, relevance, torch.ones_like, torch.zeros_like)
+
+    def wsquare(self, x, y, relevance):
+        return self.constant_shares(x, relevance, torch.square, torch.square)
+
+    def constant_shares(self, x, relevance, weight, bias):
+        parameters = {name: (bias if name == 'bias' else weight)(parameter)
+                      for name, parameter in self.module.named_parameters()}
+
+        def weigh(sample, slopes, _):
+            zero = torch.zeros(x.shape[1:], dtype=x.dtype)
+            slopes = self.slopes(zero, **parameters)
+            added = self.apply(zero, **parameters).flatten()
+            return slopes / stable(slopes.sum(0) + added, self.STABILIZER)
+        return self.shares(x, relevance, weigh)
+
+    def zbox(self, x, y, relevance, low, high):
+        def weigh(x, slopes, _):
+            total = x * slopes - low * slopes.clamp(min=0) - high * slopes.clamp(max=0)
+            return total / stable(total.sum(0), self.STABILIZER)
+        return self.shares(x, relevance, weigh)
+
+
+def stable(value, epsilon):
+    '''``value + epsilon sign(value)``, with the sign of 0 positive.'''
+    return torch.where(value < 0, value - epsilon, value + epsilon)
+
+
+@contextmanager
+def ruled(model, rules):
+    '''Turn modules of ``model`` into primitives; ``rules`` has the name and the arguments of a rule by module name.'''
+    RULES[:] = [Rule(model.get_submodule(module), *rule) for module, rule in rules.items()]
+    try:
+        for key, rule in enumerate(RULES):
+            rule.module.forward = partial(call_ruled, key)
+        yield
+    finally:
+        for rule in RULES:
+            del rule.module.forward
+
+
+def call_ruled(key, x):
+    return torch.ops.replica.ruled(x, key)
 
 
 class Replica:
@@ -113,7 +305,7 @@ class Replica:
     '''
     def __init__(self, graph, input, softmax='constant'):
         self.graph, self.softmax = graph, softmax
-        self.values, self.carrying = {}, set()
+        self.values, self.carrying, self.moved = {}, set(), set()
         with torch.no_grad():
             for node in graph.graph.nodes:
                 self.run(node, input)
@@ -125,6 +317,7 @@ class Replica:
         if node.op == 'placeholder':
             self.values[node] = input.detach().clone()
             self.carrying.add(node)
+            self.moved.add(node)
         elif node.op == 'get_attr':
             self.values[node] = getattr(self.graph, node.target).detach()
         elif node.op == 'call_function':
@@ -132,6 +325,8 @@ class Replica:
             self.values[node] = self.call(node.target, args, kwargs)
             if self.carries(node):
                 self.carrying.add(node)
+                if self.keeps_domain(node):
+                    self.moved.add(node)
 
     def fetch(self, node, replace=lambda arg, value: value):
         '''The arguments of ``node`` as values.'''
@@ -151,9 +346,23 @@ class Replica:
         }.get(target, target)
         return target(*args, **kwargs)
 
+    def keeps_domain(self, node):
+        '''Whether relevance that arrives at ``node`` is relevance, down to the input or to a module with a rule.'''
+        if self.is_ruled(node):
+            return True
+        picks = node.target.__module__ == '_operator' or (
+            name_of(node) in MOVES and not (name_of(node) == 'index_put' and len(node.args) > 3 and node.args[3]))
+        return picks and all(arg in self.moved for arg in node.all_input_nodes if arg in self.carrying)
+
+    @staticmethod
+    def is_ruled(node):
+        return node.op == 'call_function' and node.target is torch.ops.replica.ruled.default
+
     def carries(self, node):
         if not any(arg in self.carrying for arg in node.all_input_nodes):
             return False
+        if self.is_ruled(node):
+            return True
         if node.target.__module__ == '_operator':
             deviation = self.is_kind(node.args[0], MOMENTS) and node.args[1] == 0
             return self.is_float(node) and not deviation
@@ -162,6 +371,8 @@ class Replica:
             return False
         if name == 'pow':
             return isinstance(node.args[1], (int, float)) and node.args[1] >= 1
+        if name in SOLVERS:
+            return node.args[1] in self.carrying
         if name in ('div', 'addcdiv'):
             return any(arg in self.carrying for arg in node.args[:-1] if isinstance(arg, torch.fx.Node))
         if name in ('add', 'sub', 'rsub') and self.lifts_activation(node):
@@ -172,7 +383,7 @@ class Replica:
             return node.args[1] in self.carrying
         if node.target._schema.is_mutable:
             raise NotImplementedError(f'{node.target} writes into a tensor that carries relevance')
-        known = (LINEAR, PRODUCTS, ACTIVATIONS, SOFTMAXES, NORMS, MOMENTS, POWERS)
+        known = (LINEAR, PRODUCTS, ACTIVATIONS, SOFTMAXES, NORMS, MOMENTS, POWERS, SOLVERS, ('renorm',))
         if not any(name in names for names in known):
             raise NotImplementedError(f'the replica has no rule for {node.target}')
         return self.is_float(node)
@@ -189,12 +400,13 @@ class Replica:
         )
 
     def comes_from(self, node, names):
-        '''Whether ``node`` is one of ``names`` but for re-indexing and for numbers that it is multiplied with.'''
+        '''Whether ``node`` is one of ``names`` but for re-indexing and for constants that it is multiplied with.'''
         while not self.is_kind(node, names):
-            scaled = self.is_kind(node, ('mul', 'div')) and is_number(node.args[1])
-            if not (scaled or self.is_kind(node, (*REINDEX, 'neg'))) or not isinstance(node.args[0], torch.fx.Node):
+            scaled = self.is_kind(node, ('mul', 'div'))
+            carrying = [arg for arg in node.all_input_nodes if arg in self.carrying]
+            if not (scaled or self.is_kind(node, (*REINDEX, 'neg'))) or len(carrying) != 1:
                 return False
-            node = node.args[0]
+            node, = carrying
         return True
 
     @staticmethod
@@ -209,14 +421,34 @@ class Replica:
         if out_node not in self.carrying:
             raise ValueError('the output carries no relevance')
         out = self.values[out_node]
-        sign = torch.where(out < 0, -1., 1.).to(out)
-        grads = {out_node: target(out) / (out + OUTPUT_EPSILON * sign)}
+        shares, grads = {out_node: target(out)}, {}
         for node in reversed(list(self.graph.graph.nodes)):
-            if node in grads and node in self.carrying and node.op == 'call_function':
-                for arg, grad in self.pull(node, grads[node]):
-                    grads[arg] = self.accumulate(grads.get(arg), grad)
+            if node in self.carrying and node.op == 'call_function':
+                self.enter(node, shares, grads)
+                for flow, pull in ((shares, self.pull_share), (grads, self.pull)):
+                    for arg, part in pull(node, flow[node]) if node in flow else ():
+                        flow[arg] = self.accumulate(flow.get(arg), part)
         source = next(node for node in self.graph.graph.nodes if node.op == 'placeholder')
-        return self.values[source] * grads.get(source, torch.zeros_like(self.values[source]))
+        none = torch.zeros_like(self.values[source])
+        return self.values[source] * grads.get(source, none) + shares.get(source, none)
+
+    def enter(self, node, shares, grads):
+        '''Bring what flows backward into ``node`` into one domain: relevance at rules, else relevance per unit.'''
+        if self.is_ruled(node) and node in grads:
+            shares[node] = self.accumulate(shares.get(node), self.values[node] * grads.pop(node))
+        elif node in shares and node not in self.moved:
+            value = self.values[node]
+            wide = torch.promote_types(value.dtype, torch.float32)
+            grad = shares.pop(node).to(wide) / stable(value.to(wide), OUTPUT_EPSILON)
+            grads[node] = self.accumulate(grads.get(node), grad.to(value.dtype))
+
+    def pull_share(self, node, share):
+        '''Pairs of an argument of ``node`` and the relevance it gains from that of the node.'''
+        if self.is_ruled(node):
+            return [(node.args[0], RULES[node.args[1]].relevance(self.values[node.args[0]], self.values[node], share))]
+        if node.target.__module__ == '_operator':
+            return [(node.args[0], {node.args[1]: share})]
+        return self.pull_linear(node, share)
 
     @staticmethod
     def accumulate(old, new):
@@ -238,6 +470,10 @@ class Replica:
             return self.pull_glu(node, grad)
         if name == 'pow':
             return [(arg, part / node.args[1]) for arg, part in self.pull_linear(node, grad, (0,))]
+        if name in SOLVERS:
+            return self.pull_linear(node, grad, (1,))
+        if name == 'renorm':
+            return [(node.args[0], grad * self.values[node] / self.values[node.args[0]])]
         if name in POWERS:
             return self.pull_linear(node, grad / self.factors(node, name), (0,))
         if name == 'lerp':
@@ -286,7 +522,7 @@ class Replica:
     def pull_product(self, node, name, grad):
         '''Shares of 1 / n for the n carrying factors; an added operand takes the plain gradient.'''
         factors = [index for index in PRODUCTS[name] if index < len(node.args) and node.args[index] in self.carrying]
-        if name == 'mul':
+        if len(PRODUCTS[name]) == 2:
             factors = [index for index in factors if not self.squashed_gate(node, index)] or factors
         pairs = self.pull_linear(node, grad, factors)
         pairs = [(arg, part / len(factors)) for arg, part in pairs]
@@ -295,9 +531,9 @@ class Replica:
         return pairs
 
     def squashed_gate(self, node, index):
-        '''Whether operand ``index`` of a product is a tanh or erf that weighs another carrying operand.'''
-        other = node.args[1 - index]
-        return self.comes_from(node.args[index], SQUASHING) and other in self.carrying
+        '''Whether operand ``index`` of a product is a tanh, erf or atan that weighs another carrying operand.'''
+        others = [node.args[other] for other in PRODUCTS[name_of(node)] if other != index]
+        return self.comes_from(node.args[index], SQUASHING) and any(other in self.carrying for other in others)
 
     def pull_activation(self, node, grad):
         '''``g y / x``, and the derivative where ``x`` is 0.'''

@@ -215,6 +215,34 @@ SNIPPETS = {
                                   align_corners=False), align_corners=False)[:, 0],
     'outer sum and difference': lambda m, y: (y[:, :, None] + y[:, None]).sum(2) + torch.softmax(
         -(y[:, :, None] - y[:, None]).pow(2).sum(-1), -1) @ y + torch.softmax(-torch.cdist(y, y), -1) @ y,
+    # recurrent networks
+    'lstm': lambda m, y: torch.lstm(
+        y, (y.new_zeros(1, 3, 3), y.new_ones(1, 3, 3)), [m.w, m.w[:, :3], m.v, m.v], True, 1, 0., False, False,
+        True)[0].mean(-1, keepdim=True),
+    'lstm, two layers, both directions, without biases': lambda m, y: torch.lstm(
+        y, (y.new_zeros(4, 3, 3), y.new_zeros(4, 3, 3)), [m.w, m.w[:, :3]] * 2 + [m.w[:, :6], m.w[:, :3]] * 2, False,
+        2, 0., False, True, True)[0].mean(-1, keepdim=True),
+    'states of a projected lstm': lambda m, y: sum(torch.lstm(
+        y.transpose(0, 1), (y.new_zeros(1, 3, 2), y.new_zeros(1, 3, 3)), [m.w, m.w[:, :2], m.v, m.v, m.w[:2, :3]], True,
+        1, 0., False, False, False)[i][0].mean(-1, keepdim=True)[:, None] for i in (1, 2)),
+    'gru': lambda m, y: torch.gru(
+        y, y.new_ones(2, 3, 4), [m.w, m.w[:, :4], m.v, m.v] * 2, True, 1, 0., False, True, True)[0].mean(
+            -1, keepdim=True),
+    'rnn_tanh, rnn_relu': lambda m, y: sum(rnn(
+        y, y.new_zeros(1, 3, 12), [m.w, m.w * 0.1, m.v, m.v], True, 1, 0., False, False, True)[0]
+        for rnn in (torch.rnn_tanh, torch.rnn_relu)),
+    'cells': lambda m, y: torch.stack([
+        torch.lstm_cell(row, (row[:, :3], row[:, 3:6]), m.w, m.w[:, :3], m.v, m.v)[1].mean(-1, keepdim=True)
+        + torch.gru_cell(row, row[:, :4], m.w, m.w[:, :4]).mean(-1, keepdim=True)
+        + torch.rnn_tanh_cell(row, row, m.w, m.w) + torch.rnn_relu_cell(row, row, m.w, m.w) for row in y]),
+    # what is linear in one operand, and whose other operand is a gate
+    'solve': lambda m, y: torch.linalg.solve(y[:, :, :5] + 3 * torch.eye(5).to(y), y) + torch.linalg.solve_triangular(
+        y[:, :, :5] + 9 * torch.eye(5).to(y), y, upper=True),
+    'inverse': lambda m, y: torch.linalg.inv(y[:, :, :5] + 3 * torch.eye(5).to(y)) @ y,
+    'threshold': lambda m, y: F.threshold(y, 0.1, 0.) + F.threshold(y, -0.2, 0.7) + F.threshold(y * 1, 0., 0.3, True),
+    'renorm': lambda m, y: torch.renorm(y, 2, 1, 1.5),
+    'copysign, i1': lambda m, y: torch.copysign(y, m.v) + torch.special.i1(y) * 0.1,
+    'cumprod': lambda m, y: y[..., :3].cumprod(-1).sum(-1, keepdim=True),
     # attention
     'alibi, -inf': lambda m, y: (y @ y.mT + torch.arange(5) * -0.1).masked_fill(
         torch.ones(5, 5).triu(1).bool(), float('-inf')).softmax(-1) @ y,
@@ -285,12 +313,10 @@ HIDDEN = {
 
 ODD = {
     'scatter_reduce': lambda m, y: torch.zeros_like(y).scatter_reduce(1, along_tokens(y), y, 'sum'),
-    'cumprod': lambda m, y: y[..., :2].cumprod(-1).sum(-1, keepdim=True),
     'frac': lambda m, y: y.frac(),
     'remainder': lambda m, y: y % 1.0,
     'fmod': lambda m, y: torch.fmod(y, 1.),
     'lp_pool1d': lambda m, y: F.lp_pool1d(y.abs(), 2., 3, 1).mean(-1, keepdim=True),
-    'copysign': lambda m, y: torch.copysign(y, m.v),
     'matrix_exp': lambda m, y: torch.linalg.matrix_exp(y[:, :5, :5]).mean(-1, keepdim=True),
     'pinverse|pinv': lambda m, y: torch.linalg.pinv(y).mT,
     'sqrt': lambda m, y: torch.sqrt(y.abs()),

@@ -14,13 +14,13 @@ PACKAGE = 'zennit_attn'
 README = (ROOT / 'README.md').read_text()
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 FLOORS = {
-    '__main__': 5,
+    '__main__': 5, 'cli': 5,
     'attribution': 4, 'conservation': 4, 'heatmap': 4, 'evaluation': 4, 'testing': 4, 'demo': 4,
     'composites': 3,
     'canonizers': 2,
     'engine': 1, 'rules': 1, 'domains': 1, 'ruled': 1, 'whereabouts': 1,
     '': 0, 'layers': 0, 'operators': 0, 'propagation': 0, 'kernels': 0, 'compositions': 0,
-    'attention': 0, 'errors': 0,
+    'attention': 0, 'errors': 0, 'structures': 0, 'refusals': 0,
 }
 PUBLIC = 'attribution canonizers composites conservation errors evaluation heatmap layers rules testing'.split()
 

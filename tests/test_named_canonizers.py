@@ -118,9 +118,14 @@ class Plain(nn.Module):
         return torch.relu(self.fc(x)) * 2
 
 
+#: What every module of an open model has, whatever canonizer opened it: its engine, and guards against copies.
+GUARDS = {'_canonizer_engine', '__reduce_ex__', '_replicate_for_data_parallel'}
+
+
 def traces(module):
     '''What a canonizer can have changed in a module and all below, but for the type of softmaxes, which all change.'''
-    return {(name, type(each).__name__, *each.__dict__.keys(), id(each.__dict__.get('causal_linear_fn')))
+    return {(name, type(each).__name__, *sorted(each.__dict__.keys() - GUARDS),
+             id(each.__dict__.get('causal_linear_fn')))
             for name, each in module.named_modules()}
 
 

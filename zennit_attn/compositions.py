@@ -5,7 +5,8 @@ from types import FunctionType
 import torch
 from torch.nn import functional
 
-from .kernels import per_channel
+from .errors import UnsupportedModule
+from .kernels import blank_rows, per_channel
 
 
 def _glu(x, dim=-1):
@@ -53,7 +54,92 @@ def _attention(query, key, value, mask=None, dropout_p=0., is_causal=False, scal
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    return functional.dropout(scores.softmax(-1), dropout_p) @ value
+    weights = scores.softmax(-1)
+    if mask is not None:
+        weights = weights.masked_fill(blank_rows(scores, -1), 0.)
+    return functional.dropout(weights, dropout_p) @ value
+
+
+def _threshold(x, threshold, value, inplace=False):
+    output = torch.where(x <= threshold, value, x)
+    return x.copy_(output) if inplace else output
+
+
+def _renorm(x, p, dim, maxnorm):
+    axes = [axis for axis in range(x.ndim) if axis != dim % x.ndim]
+    norm = torch.linalg.vector_norm(x, p, axes, keepdim=True)
+    return x * torch.where(norm > maxnorm, maxnorm / (norm + 1e-7), 1.)
+
+
+def _lstm_step(gates, hidden, w_hh, b_hh, w_hr=None):
+    h, c = hidden
+    i, f, g, o = (gates + functional.linear(h, w_hh, b_hh)).chunk(4, -1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    h = torch.sigmoid(o) * torch.tanh(c)
+    return h if w_hr is None else functional.linear(h, w_hr), c
+
+
+def _gru_step(gates, hidden, w_hh, b_hh):
+    reset, update, new = gates.chunk(3, -1)
+    reset_h, update_h, new_h = functional.linear(hidden[0], w_hh, b_hh).chunk(3, -1)
+    new = torch.tanh(new + torch.sigmoid(reset + reset_h) * new_h)
+    update = torch.sigmoid(update + update_h)
+    return (new + update * (hidden[0] - new),)
+
+
+def _tanh_step(gates, hidden, w_hh, b_hh):
+    return (torch.tanh(gates + functional.linear(hidden[0], w_hh, b_hh)),)
+
+
+def _relu_step(gates, hidden, w_hh, b_hh):
+    return (torch.relu(gates + functional.linear(hidden[0], w_hh, b_hh)),)
+
+
+def _cell(step):
+    def cell(x, hidden, w_ih, w_hh, b_ih=None, b_hh=None):
+        single = isinstance(hidden, torch.Tensor)
+        hidden = step(functional.linear(x, w_ih, b_ih), (hidden,) if single else tuple(hidden), w_hh, b_hh)
+        return hidden[0] if single else hidden
+    return cell
+
+
+def _recurrence(step):
+    '''All layers and directions of a recurrent network, step by step, so that its gates are seen.'''
+    def run(x, hx, params, biases, layers, dropout, train, bidirectional, batch_first=False):
+        if isinstance(hx, torch.Tensor) and not isinstance(params, (list, tuple)):
+            raise UnsupportedModule('a recurrence over a packed sequence has no rule; pad to one length instead')
+        states = (hx,) if isinstance(hx, torch.Tensor) else tuple(hx)
+        x = x.transpose(0, 1) if batch_first else x
+        directions, last = 2 if bidirectional else 1, []
+        size = len(params) // (layers * directions)
+        for layer in range(layers):
+            outputs = []
+            for direction in range(directions):
+                index = layer * directions + direction
+                own = _weights(params[index * size:(index + 1) * size], biases)
+                output, hidden = _scan(step, x, tuple(state[index] for state in states), *own, reverse=direction == 1)
+                outputs.append(output)
+                last.append(hidden)
+            x = torch.cat(outputs, -1) if bidirectional else outputs[0]
+            if layer + 1 < layers:
+                x = functional.dropout(x, dropout, train)
+        return x.transpose(0, 1) if batch_first else x, *map(torch.stack, zip(*last, strict=True))
+    return run
+
+
+def _weights(params, biases):
+    '''Weights and biases of the inputs, then those of the hidden state, then the projection if there is one.'''
+    w_ih, w_hh, *rest = params
+    b_ih, b_hh = rest[:2] if biases else (None, None)
+    return w_ih, b_ih, w_hh, b_hh, *rest[2 if biases else 0:]
+
+
+def _scan(step, x, hidden, w_ih, b_ih, *own, reverse):
+    gates, outputs = functional.linear(x, w_ih, b_ih).unbind(0), []
+    for gate in reversed(gates) if reverse else gates:
+        hidden = step(gate, hidden, *own)
+        outputs.append(hidden[0])
+    return torch.stack(outputs[::-1] if reverse else outputs), hidden
 
 
 #: What composed functions consist of, by name.
@@ -64,7 +150,10 @@ COMPOSITIONS = {
     'lerp': lambda start, end, weight: start + weight * (end - start),
     'addcdiv': lambda x, tensor1, tensor2, *, value=1: x + value * (tensor1 / tensor2),
     'layer_norm': _layer_norm, 'rms_norm': _rms_norm, 'group_norm': _group_norm,
-    'batch_norm': _batch_norm, 'instance_norm': _instance_norm,
+    'batch_norm': _batch_norm, 'instance_norm': _instance_norm, 'threshold': _threshold, 'renorm': _renorm,
+    'lstm': _recurrence(_lstm_step), 'lstm_cell': _cell(_lstm_step), 'gru': _recurrence(_gru_step),
+    'gru_cell': _cell(_gru_step), 'rnn_tanh': _recurrence(_tanh_step), 'rnn_tanh_cell': _cell(_tanh_step),
+    'rnn_relu': _recurrence(_relu_step), 'rnn_relu_cell': _cell(_relu_step),
 }
 
 

@@ -16,7 +16,7 @@ from .attribution import call
 from .canonizers.attention import engine_of
 from .errors import NoRelevance
 from .operators import AFFINE, FACTORS, Kind
-from .propagation import blank_rows, softmax_dim, substitute, tensors_in
+from .propagation import blanks, softmax_dim, substitute, tensors_in
 from .ruled import zennit_hooks
 
 _DEFAULT_RULES = {
@@ -84,11 +84,15 @@ class Audit:
         Relevance that left on the way, largest first.
     operators: list of :py:class:`Operation`
         Which operators ran where, with which rule, in the order of their first call.
+    accepted: list
+        With ``AttentionCanonizer(unknown='gradient')``, what ran by its plain gradient because no rule is known for it,
+        each with its module, function, reason and line.
     '''
     output: torch.Tensor
     input: torch.Tensor
     sinks: list
     operators: list
+    accepted: list = field(default_factory=list)
 
     @property
     def unaccounted(self):
@@ -157,7 +161,9 @@ def audit(model, composite, input, attr_output=None, embedding=None, select=None
             found = [recorder.backward(output, leaves or sources, relevance, i) for i in range(len(relevance))]
         finally:
             recorder.remove()
-    return Audit(_per_sample(relevance), torch.stack(found), recorder.sinks(len(relevance)), recorder.operations())
+    found = torch.stack(found) if found else _per_sample(relevance)
+    return Audit(_per_sample(relevance), found, recorder.sinks(len(relevance)), recorder.operations(),
+                 recorder.accepted())
 
 
 def _sources(model, input):
@@ -240,6 +246,10 @@ class Recorder:
         '''Return the operators that ran.'''
         return [Operation(*row, calls=calls) for row, calls in self.counts.items()]
 
+    def accepted(self):
+        '''Return what ran by its plain gradient because no rule is known for it.'''
+        return list(self.engine.accepted) if self.engine is not None else []
+
     # ---- what the engine reports -------------------------------------------------------------------------------------
 
     def stabilizer(self, where):
@@ -305,8 +315,10 @@ class _Record:
         self.call = call
         self.where = where
         self.absorbs = getattr(hook, 'absorbs', False) and call.operator.kind is Kind.SOFTMAX
-        self.added = _constant_part(call)
-        bounded = call.operator.name in _CLAMPS and len(call.operands) == 1
+        # A rule of Zennit measures as a whole what goes in and what comes out.
+        ruled = hook is not None and not hasattr(hook, 'operate')
+        self.added = None if ruled else _constant_part(call)
+        bounded = not ruled and call.operator.name in _CLAMPS and len(call.operands) == 1
         self.before = call.operands[0].detach().clone() if bounded else None
 
     def returned(self, output):
@@ -316,7 +328,7 @@ class _Record:
         if call.opened or not isinstance(output, torch.Tensor) or not output.requires_grad:
             return
         if self.before is not None:
-            self.added = torch.where(self._kept(output), 0., output.detach())
+            self.added = output.detach() * (1 - self._kept(output))
         if self.absorbs:
             self._watch_softmax(output)
         elif self.added is not None and self.added.any():
@@ -326,7 +338,7 @@ class _Record:
         '''The same in the relevance domain: what arrives where a constant was put is absorbed.'''
         key = self._key()
         if self.before is not None:
-            constant = ~self._kept(outputs[0])
+            constant = 1 - self._kept(outputs[0])
         elif self.added is not None:
             constant = _constant_part(self.call, 1.) == self.added
         else:
@@ -334,7 +346,15 @@ class _Record:
         outputs[0].register_hook(lambda relevance: self.recorder.take(key, relevance * constant))
 
     def _kept(self, output):
-        return self.before == output.detach()
+        '''The share of each element that is the operand's: torch decides what counts where it equals its bound.'''
+        leaf = self.before.expand(output.shape).clone().requires_grad_()
+
+        def replaced(tensor):
+            return leaf if tensor is self.call.operands[0] else tensor.detach()
+        with torch.enable_grad():
+            result = self.call.run_out_of_place(substitute(self.call.args, replaced))
+        kept, = torch.autograd.grad(result, leaf, torch.ones_like(result))
+        return kept
 
     def _key(self):
         return SinkKey(self.where, self.call.operator.name, *self._identify())
@@ -348,7 +368,7 @@ class _Record:
 
     def _watch_softmax(self, output):
         operand, dim = self.call.operands[0].detach(), softmax_dim(self.call)
-        result = output.detach().masked_fill(blank_rows(operand, dim), 0.)
+        result = output.detach().masked_fill(blanks(self.call), 0.)
         key = SinkKey(self.where, self.call.operator.name, 'taylor', 'hidden bias')
 
         def absorb(grad):

@@ -4,10 +4,13 @@ In the relevance domain ``R`` flows backward, as Zennit has it; in the gradient 
 g_x``. Code is run in the gradient domain, where autograd is the rule of everything linear. A tensor that came from
 the relevance domain and was only moved since has a twin there: the same values, whose gradient is relevance.
 '''
+from functools import wraps
+
 import torch
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd.function import Function
 from torch.utils._pytree import tree_map_only
 
+from .errors import ContextError
 from .propagation import tensors_in
 
 
@@ -69,36 +72,84 @@ def twin_of(tensor):
     return tag.twin()
 
 
+def first_order(backward):
+    '''Refuse to build the graph of a second derivative, which rules do not have.'''
+    @wraps(backward)
+    def checked(ctx, *grads):
+        if torch.is_grad_enabled():
+            raise ContextError('relevance has no derivative: the backward passes of rules are not differentiable; call '
+                               'autograd with create_graph=False, or leave the context for derivatives of the model')
+        return backward(ctx, *grads)
+    return checked
+
+
+def watching(hook, name):
+    '''Return a hook of the user that may look at gradients, but not change them.'''
+    @wraps(hook)
+    def watched(*args):
+        grads = [(grad, grad._version) for grad in tensors_in(args)]
+        result = hook(*args)
+        kept = all(any(tensor is grad for grad, _ in grads) for tensor in tensors_in((result,)))
+        if not kept or any(grad._version != version for grad, version in grads):
+            raise ContextError(f'{name} changes a gradient, which is relevance here: some would get lost or be made '
+                               'up; remove the hook while the model is explained')
+        return result
+    watched.watched = True
+    return watched
+
+
+class Entries(list):
+    '''The last backward passes in which relevance entered operator code as relevance.'''
+    def add(self):
+        '''Note that the present one did.'''
+        task = torch._C._current_graph_task_id()
+        if task not in self:
+            self[:] = [*self[-31:], task]
+
+    def check(self):
+        '''Refuse a backward pass that started inside of the model, where a gradient is no relevance.'''
+        if torch._C._current_graph_task_id() not in self:
+            raise ContextError(
+                'this backward pass did not start at the output of the model, but at a tensor from inside of it, '
+                'which is not in the domain of relevance; return that tensor from forward in a list, tuple, dict or '
+                'dataclass, or open the context on the part of the model that ends there'
+            )
+
+
 class ToGradient(Function):
     '''A tensor enters operator code: ``R = x * g``.'''
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx, x, entries):
         ctx.save_for_backward(x)
+        ctx.entries = entries
         return x.clone()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad):
+        ctx.entries.check()
         x, = ctx.saved_tensors
-        return x * grad
+        return x * grad, None
 
 
 class ToRelevance(Function):
     '''A tensor leaves operator code: ``g = R / (x + eps sign(x))``. The stabilizer absorbs the rest.'''
     @staticmethod
-    def forward(ctx, x, stabilizer, report):
+    def forward(ctx, x, stabilizer, report, entries):
         output = x.clone()
         ctx.save_for_backward(output)
         ctx.stabilizer = stabilizer
         ctx.report = report
+        ctx.entries = entries
         return output
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, relevance):
+        ctx.entries.add()
         x, = ctx.saved_tensors
         wide = torch.promote_types(x.dtype, torch.float32)
         grad = relevance.to(wide) / ctx.stabilizer(x.to(wide))
         if ctx.report is not None:
             ctx.report(relevance.to(wide) - x.to(wide) * grad)
-        return grad.to(x.dtype), None, None
+        return grad.to(x.dtype), None, None, None

@@ -3,20 +3,24 @@ import threading
 import weakref
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import torch
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 from zennit.core import BasicHook, Stabilizer
 from zennit.rules import Pass
 
-from .domains import Reindexed, Source, Tag, ToGradient, ToRelevance, twin_of
+from .domains import Entries, Reindexed, Source, Tag, ToGradient, ToRelevance, twin_of, watching
 from .errors import ContextError, NoRelevance, UnsupportedModule, UnsupportedOperator, UnsupportedRule, UntrackedTensor
 from .layers import OPERATOR_MODULES, OperatorModule
-from .operators import DIRECT, REASONS, TABLE, Kind, lookup
+from .operators import DIRECT, TABLE, Kind, lookup
 from .propagation import RULES, Call, tensors_in
+from .refusals import reason
 from .ruled import Ruled, RuledCall, to_positional, zennit_hooks
+from .structures import leaves, rebuilt, tensors_of
 from .whereabouts import Whereabouts
 
 _CHECKPOINTING = (
@@ -24,6 +28,16 @@ _CHECKPOINTING = (
     'where no rule can follow; turn checkpointing off (model.eval(), gradient_checkpointing_disable(), '
     'use_checkpoint=False)'
 )
+#: Functions by which code asks for gradients while it runs.
+_GRADIENTS = frozenset((torch.autograd.grad, torch.Tensor.backward, torch.Tensor.register_hook))
+
+
+class Accepted(NamedTuple):
+    '''What ran by its plain gradient because no rule is known for it.'''
+    module: str
+    function: str
+    reason: str
+    line: str
 
 
 class Engine(TorchFunctionMode):
@@ -50,12 +64,15 @@ class Engine(TorchFunctionMode):
         self.ruled_kinds = frozenset()
         self.override = {}
         self.recorder = None
+        self.accepted = []
         self.source = None
         self.thread = None
         self.rests = 0
         self.direct = False
         self.last_gate = None
         self.plain = Tag(None)
+        self.fixed = Tag(None, 'constant')
+        self.entries = Entries()
 
     # ---- finding the rules -------------------------------------------------------------------------------------------
 
@@ -89,20 +106,22 @@ class Engine(TorchFunctionMode):
 
     def run(self, function, args, kwargs):
         '''Run the root's forward, with relevance at its inputs and outputs.'''
+        self.check_transforms()
         self.survey()
         self.check_modules()
         self.check_rules()
         self.plain = Tag(object())
+        self.fixed = Tag(self.plain.forward, 'constant')
         self.direct = not (self.ruled or self.ruled_kinds or self.override or self.recorder)
         self.last_gate = None
-        carrying = [tensor for tensor in tensors_in(args, kwargs) if tensor.requires_grad]
+        carrying = [tensor for tensor in tensors_of((args, kwargs)) if tensor.requires_grad]
         if not carrying and self.source is None:
             raise NoRelevance(
                 f'no input of {self.where.name_of(self.root)}.forward requires a gradient: nothing to explain; '
                 'pass a floating point input with requires_grad=True, explain integers from their embedding '
                 '(zennit_attn.attribution.TokenGradient), or wrap a plain prediction in torch.no_grad()'
             )
-        args, kwargs = tree_map_only(torch.Tensor, self._enter, (args, kwargs))
+        args, kwargs = rebuilt((args, kwargs), self._enter)
         with self._running(), disable_saved_tensors_hooks(_CHECKPOINTING), self:
             output = function(*args, **kwargs)
         return self._leave(output)
@@ -143,11 +162,20 @@ class Engine(TorchFunctionMode):
         return self.to_gradient(tensor) if tensor.requires_grad else tensor
 
     def _leave(self, output):
-        tensors = list(tree_leaves(output))
-        if not any(isinstance(tensor, torch.Tensor) and tensor.requires_grad for tensor in tensors):
-            raise NoRelevance(self._explain_loss(tensors))
+        if not any(tensor.requires_grad for tensor in tensors_of(output)):
+            raise NoRelevance(self._explain_loss(leaves(output)))
         self.check_output(self.root, output)
-        return tree_map_only(torch.Tensor, partial(self.to_relevance, where='output'), output)
+        return rebuilt(output, partial(self.to_relevance, where='output'))
+
+    def check_transforms(self):
+        '''Refuse to run under what sees other tensors than the engine does.'''
+        tracing = torch.jit.is_tracing()
+        if tracing or torch._C._functorch.peek_interpreter_stack() is not None:
+            under = 'torch.jit.trace' if tracing else 'a torch.func transform (grad, vjp, jvp, vmap)'
+            raise ContextError(
+                f'{self.where.name_of(self.root)} is called under {under} while a context is open on it, where no rule '
+                'can follow; call it on plain tensors and use torch.autograd.grad, or leave the context first'
+            )
 
     def check_modules(self):
         '''Refuse modules that mix the samples of a batch.'''
@@ -185,7 +213,10 @@ class Engine(TorchFunctionMode):
         return output
 
     def _mark(self, tensor, role, twin):
-        if role is None and twin is None:
+        if not torch.is_grad_enabled():
+            # A view that is made without gradients claims to require one all the same, but none ever reaches its base.
+            tensor.lrp_tag = self.fixed
+        elif role is None and twin is None:
             tensor.lrp_tag = self.plain
         else:
             tensor.lrp_tag = Tag(self.plain.forward, role, twin, tensor._version)
@@ -197,7 +228,7 @@ class Engine(TorchFunctionMode):
 
     def to_gradient(self, tensor):
         '''Convert a tensor of the relevance domain for operator code; its twin stays known.'''
-        output = ToGradient.apply(tensor)
+        output = ToGradient.apply(tensor, self.entries)
         self._mark(output, None, Source(tensor).resolve)
         return output
 
@@ -213,25 +244,33 @@ class Engine(TorchFunctionMode):
             raise UnsupportedOperator(
                 f'{where}: a complex tensor has no relevance of its own; split it with torch.view_as_real')
         report = self.recorder and self.recorder.stabilizer(where)
-        return ToRelevance.apply(tensor, self.stabilizer, report)
+        return ToRelevance.apply(tensor, self.stabilizer, report, self.entries)
 
     def check_output(self, module, output):
         '''Refuse what a module returns if it comes from code that the engine cannot see.'''
-        for tensor in tensors_in(output):
+        for tensor in tensors_of(output):
             tag = getattr(tensor, 'lrp_tag', None)
-            if (tag is None or tag.forward is not self.plain.forward) and tensor.requires_grad:
+            known = tag is not None and tag is not self.fixed and tag.forward is self.plain.forward
+            if not known and tensor.requires_grad:
                 self.check_tag(tensor, self.where.name_of(module))
 
     def check_tag(self, tensor, where=None):
         '''Refuse a carrying tensor that the engine has not produced in this forward.'''
         tag = getattr(tensor, 'lrp_tag', None)
-        if tag is not None and tag.forward is self.plain.forward:
+        inside = tag is self.fixed and isinstance(tensor.grad_fn, BackwardCFunction)
+        if tag is not None and tag.forward is self.plain.forward and not inside:
             return
-        base = tensor._base
-        if base is not None and getattr(getattr(base, 'lrp_tag', None), 'forward', None) is self.plain.forward:
+        if inside and type(tensor.grad_fn).__name__ == 'BackwardHookFunctionBackward':
+            # The identity around a module with a backward hook of the user, whose result is a view that it made itself.
+            tensor.lrp_tag = self.plain
+            return
+        base = None if inside else getattr(tensor._base, 'lrp_tag', None)
+        if base is not None and base.forward is self.plain.forward:
             tensor.lrp_tag = self.plain
             return
         if self.unknown == 'gradient':
+            if self.recorder is not None:
+                self._accept(type(tensor.grad_fn).__name__, 'it is used here, and its code cannot be seen', where)
             tensor.lrp_tag = self.plain
             return
         raise UntrackedTensor(self._explain_untracked(tensor, tag, where))
@@ -241,17 +280,22 @@ class Engine(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         operator = TABLE.get(func) or lookup(func)
         if operator is not None and operator.kind is Kind.PLAIN and not operator.inplace:
+            if func in _GRADIENTS:
+                return self._run_watched(func, args, kwargs or {})
             return func(*args, **(kwargs or {}))
-        operands = [tensor for tensor in tensors_in(args, kwargs or ()) if tensor.requires_grad]
+        tensors = tensors_in(args, kwargs) if kwargs else tensors_in(*args)
+        operands = [tensor for tensor in tensors if tensor.requires_grad]
         if not operands:
             return func(*args, **(kwargs or {}))
-        if self.direct and 0 < len(operands) <= DIRECT.get(func, 0) and self._are_plain(operands):
+        if self.direct and len(operands) <= DIRECT.get(func, 0) and self._are_plain(operands):
             return self._run_directly(func, args, kwargs or {}, operands)
         return self.dispatch(operator, func, args, kwargs or {}, operands)
 
     def _are_plain(self, operands):
-        plain = self.plain
-        return all(getattr(operand, 'lrp_tag', None) is plain for operand in operands)
+        for operand in operands:  # noqa: SIM110 - a generator for all() would take longer than the rest of the engine
+            if getattr(operand, 'lrp_tag', None) is not self.plain:
+                return False
+        return True
 
     def _run_directly(self, func, args, kwargs, operands):
         '''The common case without detours: no rules of modules, and autograd is the rule.'''
@@ -259,14 +303,15 @@ class Engine(TorchFunctionMode):
         if isinstance(output, torch.Tensor):
             # Inside the forward of an autograd function, nothing requires a gradient, and nothing must be tagged.
             if output is not operands[0] and output.requires_grad:
-                output.lrp_tag = self.plain
+                output.lrp_tag = self.plain if torch.is_grad_enabled() else self.fixed
             return output
         return self.mark(output)
 
     def dispatch(self, operator, func, args, kwargs, operands):
         '''Run a function on operands that carry relevance.'''
+        unneeded = self._unneeded(operator, args)
         for operand in operands:
-            if not isinstance(operand, torch.nn.Parameter):
+            if not (isinstance(operand, torch.nn.Parameter) or any(operand is tensor for tensor in unneeded)):
                 self.check_tag(operand)
         if any(self._is_constant(operand) for operand in operands):
             args, kwargs = self._detach_constants(operator, args, kwargs)
@@ -289,6 +334,15 @@ class Engine(TorchFunctionMode):
             record.returned(output)
         return output
 
+    def _unneeded(self, operator, args):
+        '''Operands that receive no relevance by the default rule, so that it does not matter where they come from.'''
+        gate = operator is not None and operator.kind in (Kind.SOFTMAX, Kind.GATE, Kind.ATTENTION) and (
+            operator.name not in ('var_mean', 'std_mean') and not operator.inplace)
+        if not gate or operator.kind in self.override or self._rule_for(operator.kind)[1] is not None:
+            return ()
+        first = args[:2] if operator.kind is Kind.ATTENTION else args[:1]
+        return [arg for arg in first if isinstance(arg, torch.Tensor) and not any(arg is other for other in args[2:])]
+
     def _detach_constants(self, operator, args, kwargs):
         target = args[0] if operator is not None and operator.inplace and args else None
 
@@ -305,10 +359,12 @@ class Engine(TorchFunctionMode):
         name = getattr(func, '__name__', str(func)) if operator is None else operator.name
         if operator is not None and operator.kind is Kind.PLAIN and name in ('detach', 'requires_grad', 'retain_grad'):
             return func(*args, **kwargs)
+        why = reason(name, operator)
         if self.unknown == 'gradient':
+            if self.recorder is not None:
+                self._accept(name, why)
             return self.mark(func(*args, **kwargs))
         module, line = self.where.locate()
-        why = REASONS.get(name, 'it is not in the table of operators')
         raise UnsupportedOperator(
             f'module {module!r} calls {name} on a tensor that carries relevance, and no rule is known for it: {why}\n'
             f'  {line}\n'
@@ -316,9 +372,30 @@ class Engine(TorchFunctionMode):
             'zennit_attn.operators.register_operator to give it a kind'
         )
 
+    def _accept(self, name, why, module=None):
+        '''Note for the ledger what has no rule, and runs by its plain gradient.'''
+        running, line = self.where.locate()
+        entry = Accepted(module or running, name, why, line)
+        if entry not in self.accepted:
+            self.accepted.append(entry)
+
+    def _run_watched(self, func, args, kwargs):
+        '''Refuse gradients taken while the model runs: they would be those of the rules. Hooks may only look.'''
+        if not any(tensor.requires_grad for tensor in tensors_in(args, kwargs)):
+            return func(*args, **kwargs)
+        module, line = self.where.locate()
+        if func is torch.Tensor.register_hook:
+            hook = args[1] if len(args) > 1 else kwargs['hook']
+            return func(args[0], watching(hook, f'a tensor hook of module {module!r}\n  {line}\n'))
+        raise UnsupportedOperator(
+            f'module {module!r} takes gradients by {func.__name__} while it is explained, and would get those of the '
+            f'rules, not its own\n  {line}\n'
+            'explain the part of the model before or after it'
+        )
+
     def _run_without_grad(self, call):
         if not call.inplace or not call.carries(call.args[0]):
-            return call.run()
+            return self.mark(call.run())
         module, line = self.where.locate()
         raise UnsupportedOperator(
             f'module {module!r} writes with {call.operator.name} into a tensor that carries relevance under '
@@ -386,10 +463,10 @@ class Engine(TorchFunctionMode):
             if output is not NotImplemented:
                 return output
         args, kwargs = to_positional(module, args, kwargs)
-        if not any(tensor.requires_grad for tensor in tensors_in(args, kwargs)):
+        if not any(tensor.requires_grad for tensor in tensors_of((args, kwargs))):
             return function(*args, **kwargs)
         nested = [arg for arg in args if not isinstance(arg, torch.Tensor)]
-        if any(tensor.requires_grad for tensor in tensors_in(kwargs, nested)):
+        if any(tensor.requires_grad for tensor in tensors_of((kwargs, nested))):
             raise UnsupportedRule(
                 f'rule {type(hooks[0]).__name__} on module {name!r}: an input that carries relevance is not a plain '
                 'positional tensor; give the rule to the modules inside'
@@ -410,9 +487,13 @@ class Engine(TorchFunctionMode):
         call = RuledCall(self, module, function, hook, args, kwargs, report)
         outputs = iter(Ruled.apply(call, *(args[position] for position in call.positions)))
         structure, call.structure = call.structure, None
-        return tree_map_only(
-            torch.Tensor, lambda tensor: self.to_gradient(next(outputs)) if tensor.is_floating_point() else tensor,
-            structure)
+        if not (isinstance(structure, torch.Tensor) or (tensors_of(structure) and not isinstance(hook, BasicHook))):
+            raise UnsupportedRule(
+                f'rule {type(hook).__name__} on module {name!r}: the module returns {type(structure).__name__}, and '
+                'the rule can serve a tensor only; give it to the modules inside'
+            )
+        return rebuilt(
+            structure, lambda tensor: self.to_gradient(next(outputs)) if tensor.is_floating_point() else tensor)
 
     # ---- words for errors ------------------------------------------------------------------------------------------
 
@@ -422,6 +503,11 @@ class Engine(TorchFunctionMode):
         self.last_gate = (call.operator.name, *self.where.locate(), reference)
 
     def _explain_loss(self, outputs):
+        opaque = [type(output).__name__ for output in outputs if hasattr(output, '__dict__')
+                  and not isinstance(output, torch.Tensor)]
+        if opaque:
+            return (f'the output of {self.where.name_of(self.root)} is of type {opaque[0]}, in which no tensor can be '
+                    'seen; return tensors, or lists, tuples, dicts or dataclasses of them')
         reason = 'no operator between input and output passes relevance on'
         if self.last_gate is not None:
             name, module, line, reference = self.last_gate
@@ -438,17 +524,23 @@ class Engine(TorchFunctionMode):
             return (
                 f'module {where or module!r}: a tensor of shape {tuple(tensor.shape)} requires a gradient, but is '
                 f'neither an input that the engine has seen nor a parameter\n  {line}\n'
-                'pass inputs as tensors, or in lists, tuples and dicts; for constants, set requires_grad to False or '
-                'use torch.nn.Parameter'
+                'pass inputs as tensors, or in lists, tuples, dicts and dataclasses; for constants, set requires_grad '
+                'to False or use torch.nn.Parameter'
             )
         origin = type(tensor.grad_fn).__name__
-        if tag is not None:
-            origin += ', kept from an earlier forward'
         at = where or module
+        if 'Checkpoint' in origin:
+            return f'module {at!r}: {_CHECKPOINTING}\n  {line}'
+        if tag is not None and tag.forward is not self.plain.forward:
+            return (
+                f'module {at!r}: a tensor of shape {tuple(tensor.shape)} is kept from an earlier forward ({origin}), '
+                f'as caches do, and relevance cannot go back there\n  {line}\n'
+                'run all that is to be explained in one forward, or compute what is kept under torch.no_grad()'
+            )
         return (
             f'module {at!r}: a tensor of shape {tuple(tensor.shape)} requires a gradient but comes from code that the '
-            f'engine cannot see ({origin}): a custom torch.autograd.Function, TorchScript, a compiled function or '
-            f'kernel\n'
+            f'engine cannot see ({origin}): a custom torch.autograd.Function, TorchScript, torch.func, a compiled '
+            f'function or kernel\n'
             f'  {line}\n'
             'write the computation with torch functions, put it in a module and give that module a Zennit rule, or use '
             "AttentionCanonizer(unknown='gradient') to accept its plain gradient"

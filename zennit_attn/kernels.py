@@ -4,7 +4,9 @@ from functools import cache
 import torch
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional
+from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
+from .attention.causal import plain_precision
 from .errors import UnsupportedModule
 
 
@@ -13,7 +15,11 @@ class Scale(Function):
     @staticmethod
     def forward(ctx, x, function, slope):
         y = function(x)
-        ctx.save_for_backward((y / x).masked_fill_(x == 0, slope))
+        ratio = y / x
+        # A sum is read faster than zeros are filled in, and is not a number if one of them is there.
+        if x.device.type != 'cpu' or ratio.sum().isnan():
+            ratio.masked_fill_(x == 0, slope)
+        ctx.save_for_backward(ratio)
         return y
 
     @staticmethod
@@ -112,6 +118,10 @@ def rms_norm(x, shape, weight=None, eps=None):
 
 def group_norm(x, groups, weight=None, bias=None, eps=1e-5, *_):
     def function(x):
+        if x.is_contiguous():
+            sizes = len(x), x.shape[1], x.shape[2:].numel()
+            output, _, scale = torch.native_group_norm(x, weight, bias, *sizes, groups, eps)
+            return output, scale
         variance = x.reshape(x.shape[0] * groups, -1).var(-1, correction=0)
         return functional.group_norm(x, groups, weight, bias, eps), torch.rsqrt(variance + eps)
     return _Normalize.apply(x, function, per_channel(weight, x))
@@ -140,6 +150,11 @@ NORMS = {
 }
 
 
+def _own(output):
+    '''An output that may be written to later, which no autograd function may return a view for.'''
+    return output.clone() if output._is_view() else output
+
+
 class ConstantLinear(Function):
     '''``z = x W^T + b`` with constant weights, whose backward pass skips what received no relevance.
 
@@ -148,16 +163,37 @@ class ConstantLinear(Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(weight)
-        output = functional.linear(x, weight, bias)
-        # Before torch 2.15 it may be a view, which no autograd function may return if it is written to later.
-        return output.clone() if output._is_view() else output
+        return _own(functional.linear(x, weight, bias))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         weight, = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
-        return _sparse_matmul(rows, weight).reshape(*grad.shape[:-1], -1), None, None
+        return _sparse_matmul(rows, weight).reshape(*grad.shape[:-1], weight.shape[1]), None, None
+
+
+class ConstantConvolution(Function):
+    '''A convolution with constant weights, whose backward pass skips channels that received no relevance.'''
+    @staticmethod
+    def forward(ctx, x, weight, bias, function, *settings):
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.settings = x.shape, settings
+        return _own(function(x, weight, bias, *settings))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        weight, = ctx.saved_tensors
+        channels = _nonzero(grad.flatten(2).transpose(0, 1))
+        if channels is not None:
+            grad, weight = grad[:, channels], weight[channels]
+        transposed = _TRANSPOSED[weight.ndim - 2]
+        result = transposed(ctx.shape, weight, grad, *ctx.settings) if len(weight) else grad.new_zeros(ctx.shape)
+        return result, *[None] * (3 + len(ctx.settings))
+
+
+_TRANSPOSED = {1: conv1d_input, 2: conv2d_input, 3: conv3d_input}
 
 
 def _sparse_matmul(rows, weight):
@@ -173,21 +209,94 @@ def _sparse_matmul(rows, weight):
     return result
 
 
-def _nonzero(rows, sample=16):
-    '''Return a mask of the rows that are not zero, or None if most of them are not.'''
-    probe = rows[:, ::max(1, rows.shape[1] // sample)] != 0
-    if probe.any(1).float().mean() > .75:
+def _nonzero(rows):
+    '''Return a slice or mask of the rows that are not zero, or None if most of a sample of them are not.'''
+    if not rows.numel():
         return None
-    return (rows != 0).any(1)
+    probe = rows[::max(1, len(rows) // 64), ..., ::max(1, rows.shape[-1] // 16)]
+    if (probe != 0).flatten(1).any(1).sum() > .75 * len(probe):
+        return None
+    # Reductions of what is there, because a temporary copy would cost more than it may save.
+    axes = tuple(range(1, rows.ndim))
+    some = (rows.amax(axes) != 0) | (rows.amin(axes) != 0)
+    found = some.nonzero().flatten().tolist() or [-1]
+    return slice(found[0], found[-1] + 1) if found[-1] - found[0] + 1 == len(found) else some
+
+
+class ConstantAttention(Function):
+    '''Softmax attention ``o = A v`` with a constant map `A`, whose backward pass is ``g_v = A^T g_o``.
+
+    The backward pass computes the map again, some rows at a time. So no map is kept, whatever kernel torch chooses for
+    the forward pass, and of the five products in torch's own backward pass only two are left.
+    '''
+    @staticmethod
+    def forward(ctx, value, query, key, mask, causal, scale, grouped):
+        ctx.save_for_backward(query, key, mask)
+        ctx.shape, ctx.dtype, ctx.causal = value.shape, value.dtype, causal
+        ctx.scale = query.shape[-1] ** -.5 if scale is None else scale
+        ctx.group = query.shape[-3] // key.shape[-3] if grouped else 1
+        return _own(functional.scaled_dot_product_attention(
+            query, key, value, mask, is_causal=causal, scale=scale, enable_gqa=grouped))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        query, key, mask = ctx.saved_tensors
+        working = torch.promote_types(query.dtype, torch.float32)
+        query, key = query.to(working) * ctx.scale, key.to(working)
+        key = key.repeat_interleave(ctx.group, -3) if ctx.group > 1 else key
+        with plain_precision(grad.device.type):
+            result = _transposed_attention(query, key, mask, ctx.causal, grad.to(working))
+        result = result.unflatten(-3, (-1, ctx.group)).sum(-3) if ctx.group > 1 else result
+        return result.sum_to_size(ctx.shape).to(ctx.dtype), *[None] * 6
+
+
+def _transposed_attention(query, key, mask, causal, grad):
+    '''``A^T g`` for the softmax `A` of queries times keys, with a block of its rows in memory at a time.'''
+    result = grad.new_zeros(*grad.shape[:-2], key.shape[-2], grad.shape[-1])
+    for rows in _blocks_of_rows(grad, key.shape[-2]):
+        seen = slice(rows.stop if causal else None)
+        scores = query[..., rows, :] @ key[..., seen, :].mT
+        if causal:
+            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu_(1 + rows.start)
+            scores.masked_fill_(future, -torch.inf)
+        weights = _softmax(scores, mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :])
+        result[..., seen, :] += weights.mT @ grad[..., rows, :]
+    return result
+
+
+def _softmax(scores, mask):
+    if mask is None:
+        return scores.softmax(-1)
+    scores = scores.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else scores.add_(mask)
+    return scores.softmax(-1).masked_fill_(blank_rows(scores, -1), 0.)
+
+
+#: Numbers of the map that are in memory at a time: what a CPU's cache holds, and what keeps an accelerator busy.
+BLOCK = {'cpu': 2 ** 20, 'cuda': 2 ** 26}
+#: Rows that a block has at least, so that its products are worth a call.
+BLOCK_ROWS = 32
+
+
+def _blocks_of_rows(grad, columns):
+    row = grad.shape[:-2].numel() * columns
+    size = max(BLOCK_ROWS, BLOCK.get(grad.device.type, 2 ** 20) // max(1, row))
+    return [slice(start, min(start + size, grad.shape[-2])) for start in range(0, grad.shape[-2], size)]
+
+
+def blank_rows(scores, dim):
+    '''Mark the rows that are masked as a whole: their softmax is undefined, so nothing flows through them.'''
+    return scores.amax(dim, keepdim=True).isneginf() if scores.numel() else scores.isneginf().all(dim, keepdim=True)
 
 
 class GammaLinear(Function):
     '''The generalized gamma rule of a linear module in two products: see :py:class:`~zennit_attn.rules.Gamma`.'''
     @staticmethod
     def forward(ctx, x, function, gradient, report):
-        output = function(x)
-        output = output.clone() if output._is_view() else output
-        ctx.save_for_backward(x, output)
+        output = _own(function(x))
+        ctx.save_for_backward(x)
+        # not saved by autograd, which would refuse code that writes into the output later on
+        ctx.output, ctx.version, ctx.function = output.detach(), output._version, function
         ctx.gradient = gradient
         ctx.report = report
         return output
@@ -195,7 +304,8 @@ class GammaLinear(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, output = ctx.saved_tensors
+        x, = ctx.saved_tensors
+        output = ctx.output if ctx.output._version == ctx.version else ctx.function(x)
         result = ctx.gradient(x, output, grad)
         if ctx.report is not None:
             ctx.report([output * grad], [x * result])

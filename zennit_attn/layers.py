@@ -180,7 +180,7 @@ class MultiheadAttention(Module):
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.split(size)
         own = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         weights = [weight if shared is None else shared for weight, shared in zip(own, packed, strict=True)]
-        linears = (_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True))
+        linears = (Projection(weight, bias) for weight, bias in zip(weights, biases, strict=True))
         return dict(zip(('canonizer_q', 'canonizer_k', 'canonizer_v'), linears, strict=True))
 
     def forward(self, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None,
@@ -255,11 +255,21 @@ def multihead_type(cls):
     return type(cls.__name__, (MultiheadAttention,), {**kept, '__module__': __name__})
 
 
-def _linear(weight, bias):
-    module = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device='meta')
-    module.weight = Parameter(weight.detach(), requires_grad=False)
-    module.bias = None if bias is None else Parameter(bias.detach(), requires_grad=False)
-    return module
+class Projection(torch.nn.Linear):
+    '''A linear layer that shares the memory of given weights, here a packed projection.
+
+    Parameters
+    ----------
+    weight: :py:class:`torch.Tensor`
+        Weights of shape ``(outputs, inputs)``.
+    bias: :py:class:`torch.Tensor` or None
+        Biases of shape ``(outputs,)``.
+    '''
+    def __init__(self, weight, bias):
+        Module.__init__(self)  # that of a linear layer draws weights, which takes longer than all of registering
+        self.out_features, self.in_features = weight.shape
+        self.weight = Parameter(weight.detach(), requires_grad=False)
+        self.bias = None if bias is None else Parameter(bias.detach(), requires_grad=False)
 
 
 def _check_mask(name, mask, shapes):

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.overrides import get_overridable_functions, resolve_name
 
 from .attention import causal_dot_product, delta_rule
+from .refusals import REASONS as REASONS
 
 
 class Kind(Enum):
@@ -65,7 +66,10 @@ NAMES = {
         retains_grad searchsorted shape short signbit size storage storage_offset storage_type stride tolist unique
         unique_consecutive untyped_storage version zeros_like base rand_like randn_like new_empty new_full new_ones
         new_tensor new_zeros new_empty_strided nextafter bitwise_and bitwise_or bitwise_not is_xpu is_ipu is_xla
-        is_maia is_mtia is_vulkan
+        is_maia is_mtia is_vulkan and or xor invert lshift rshift iand ior ixor ilshift irshift rand ror rxor rlshift
+        rrshift bitwise_xor bitwise_left_shift bitwise_right_shift gcd lcm histogram histogramdd matrix_rank
+        unravel_index dimI dimV nnz sparse_dim qscheme cdata backward_hooks grad_dtype has_grad_dtype_override volatile
+        autocast sym_float sym_int sym_ite sym_max sym_min sym_not sym_sqrt sym_sum
         ''',
     Kind.REARRANGE: '''
         T H mT mH adjoint alias_copy as_strided as_strided_copy atleast_1d atleast_2d atleast_3d bfloat16 block_diag
@@ -81,6 +85,8 @@ NAMES = {
         transpose_copy tril triu type type_as unbind unbind_copy unflatten unfold unfold_copy unsafe_chunk
         unsafe_split unsafe_split_with_sizes unsqueeze unsqueeze_copy view view_as view_as_complex view_as_real
         view_copy vsplit vstack where zero fill_diagonal ifftshift fftshift put combinations fill
+        as_strided_scatter view_as_complex_copy view_as_real_copy ipu mtia xpu autocast_to_full_precision
+        autocast_to_reduced_precision
         ''',
     Kind.SELECT: '''
         adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d adaptive_max_pool1d_with_indices
@@ -88,6 +94,7 @@ NAMES = {
         clip cummax cummin fmax fmin fractional_max_pool2d fractional_max_pool3d kthvalue max max_pool1d max_pool2d
         max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices max_unpool1d max_unpool2d
         max_unpool3d maximum median min minimum msort nan_to_num nanmedian sort topk mode
+        fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices
         ''',
     Kind.ADD: '''
         add cumsum cumulative_trapezoid diff iadd isub lerp mean nanmean nansum neg negative radd rsub sub subtract sum
@@ -98,44 +105,39 @@ NAMES = {
         adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d affine_grid avg_pool1d avg_pool2d avg_pool3d
         bilinear conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d convolution fft fft2
         fftn fold grid_sample hfft hfft2 hfftn ifft ifft2 ifftn ihfft ihfft2 ihfftn interpolate irfft irfft2 irfftn
-        istft linear rfft rfft2 rfftn stft addmm addmv addr addbmm baddbmm
+        istft linear rfft rfft2 rfftn stft addmm addmv addr addbmm baddbmm affine_grid_generator grid_sampler
+        grid_sampler_2d grid_sampler_3d solve solve_ex solve_triangular tensorsolve cholesky_solve
         ''',
     Kind.EINSUM: '''
         bmm chain_matmul cross dot einsum ger grouped_mm inner kron matmul rmatmul mm multi_dot mv outer tensordot vdot
-        vecdot
+        vecdot spmm sparse_mm
         ''',
     Kind.MULTIPLY: '''
-        mul multiply imul rmul div divide true_divide truediv itruediv rtruediv addcmul addcdiv prod ldexp
+        mul multiply imul rmul div divide true_divide truediv itruediv rtruediv addcmul addcdiv prod cumprod ldexp
         ''',
     Kind.SOFTMAX: 'softmax softmin gumbel_softmax log_softmax',
     Kind.ATTENTION: 'scaled_dot_product_attention',
     Kind.GATE: '''
-        acos acosh angle arccos arccosh cdist ceil cholesky cos cosh cumprod det digamma dist entr erfc erfcx exp exp2
+        acos acosh angle arccos arccosh cdist ceil cholesky cos cosh det digamma dist entr erfc erfcx exp exp2
         expit fix floor floor_divide floordiv frobenius_norm hardsigmoid heaviside hypot i0 i0e lgamma log log10 log2
         log_ndtr logaddexp logaddexp2 logcumsumexp logdet logit logsigmoid logsumexp matrix_norm ndtr norm
         norm_except_dim nuclear_norm pairwise_distance pdist polar reciprocal rfloordiv round rpow rsqrt sgn sigmoid
         sign sinc softplus sqrt std std_mean trunc var var_mean vector_norm
+        airy_ai arctan2 atan2 bessel_j0 bessel_y0 bessel_y1 cholesky_ex cholesky_inverse cond gammaincc gammaln
+        ifloordiv igammac inv inv_ex inverse modified_bessel_i0 modified_bessel_k0 modified_bessel_k1 multigammaln
+        mvlgamma native_norm ndtri pinv pinverse polygamma psi scaled_modified_bessel_k0 scaled_modified_bessel_k1
+        spherical_bessel_j0 tensorinv zeta
         ''',
     Kind.ACTIVATION: '''
         abs absolute arcsin arcsinh arctan arctanh asin asinh atan atanh celu elu erf erfinv expm1 gelu hardshrink
         hardswish hardtanh leaky_relu log1p mish pow ipow float_power prelu relu relu6 rrelu selu silu
-        sin sinh softshrink softsign square tan tanh tanhshrink
+        sin sinh softshrink softsign square tan tanh tanhshrink copysign i1 i1e
         ''',
     Kind.NORMALIZATION: 'batch_norm group_norm instance_norm layer_norm rms_norm',
-    Kind.COMPOSED: 'cosine_similarity glu local_response_norm multi_head_attention_forward normalize',
-}
-
-#: Why a function has no rule, for those that a user may well meet.
-REASONS = {
-    'matrix_exp': 'the matrix exponential is not linear in its argument',
-    'gru_cell': 'the gates of the cell run inside one fused function',
-    'lstm_cell': 'the gates of the cell run inside one fused function',
-    'renorm': 'it rescales parts of a tensor depending on their norm',
-    'threshold': 'what it puts below the threshold need not vanish at zero',
-    'lstm': 'the recurrence runs inside one fused function',
-    'gru': 'the recurrence runs inside one fused function',
-    'rnn_tanh': 'the recurrence runs inside one fused function',
-    'rnn_relu': 'the recurrence runs inside one fused function',
+    Kind.COMPOSED: '''
+        cosine_similarity glu local_response_norm multi_head_attention_forward normalize gru gru_cell lstm lstm_cell
+        rnn_relu rnn_relu_cell rnn_tanh rnn_tanh_cell renorm threshold
+        ''',
 }
 
 #: Positions of the factors of a product in functions that also add something.
@@ -144,6 +146,12 @@ FACTORS = {
     'conv_transpose1d': (0, 1), 'conv_transpose2d': (0, 1), 'conv_transpose3d': (0, 1), 'convolution': (0, 1),
     'addmm': (1, 2), 'addmv': (1, 2), 'addr': (1, 2), 'addbmm': (1, 2), 'baddbmm': (1, 2), 'addcmul': (1, 2),
     'grouped_mm': (0, 1),
+}
+
+#: Positions of operands that are gates, in functions that are linear in the others.
+GATED = {
+    'grid_sample': 1, 'grid_sampler': 1, 'grid_sampler_2d': 1, 'grid_sampler_3d': 1, 'solve': 0, 'solve_ex': 0,
+    'solve_triangular': 0, 'tensorsolve': 0, 'cholesky_solve': 1,
 }
 
 #: Names of positional arguments, for functions whose operands may be given by keyword.
@@ -161,7 +169,8 @@ SIGNATURES = {
     'instance_norm': ('input', 'running_mean', 'running_var', 'weight', 'bias', 'use_input_stats', 'momentum', 'eps'),
     'batch_norm': ('input', 'running_mean', 'running_var', 'weight', 'bias', 'training', 'momentum', 'eps'),
     'scaled_dot_product_attention': ('query', 'key', 'value', 'attn_mask', 'dropout_p', 'is_causal'),
-    'grid_sample': ('input', 'grid'), 'causal_dot_product': ('q', 'k', 'v'), 'delta_rule': ('q', 'k', 'v', 'beta'),
+    'grid_sample': ('input', 'grid'), 'solve': ('A', 'B'), 'solve_triangular': ('A', 'B'),
+    'causal_dot_product': ('q', 'k', 'v'), 'delta_rule': ('q', 'k', 'v', 'beta'),
 } | {name: ('input', 'weight', 'bias') for name in (
     'conv1d', 'conv2d', 'conv3d', 'conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d'
 )}
@@ -171,13 +180,13 @@ AFFINE = frozenset('''
     add iadd sub isub radd rsub subtract lerp diff index_add scatter_add addmm addmv addr addbmm baddbmm addcmul addcdiv
     cat concat concatenate stack hstack vstack dstack column_stack row_stack block_diag where masked_fill masked_scatter
     index_copy index_fill index_put setitem copy fill zero pad constant_pad_nd scatter select_scatter slice_scatter
-    diagonal_scatter fill_diagonal put complex
+    diagonal_scatter fill_diagonal put complex unfold as_strided_scatter
     linear bilinear conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d convolution
     batch_norm group_norm instance_norm layer_norm
 '''.split())
 
 #: Activations that are linear on each side of zero: autograd's gradient already is y / x.
-HOMOGENEOUS = frozenset('abs absolute leaky_relu prelu relu rrelu'.split())
+HOMOGENEOUS = frozenset('abs absolute copysign leaky_relu prelu relu rrelu'.split())
 #: Activations that serve as gates when they multiply another tensor that carries relevance.
 SATURATING = frozenset('atan arctan erf softsign tanh'.split())
 
@@ -198,7 +207,8 @@ def base_name(dotted):
 
 def _is_inplace(dotted):
     name = dotted.split('.')[-1]
-    dunder = ('__setitem__', '__iadd__', '__isub__', '__imul__', '__itruediv__', '__idiv__', '__ipow__')
+    dunder = ('__setitem__', '__iadd__', '__isub__', '__imul__', '__itruediv__', '__idiv__', '__ipow__',
+               '__ifloordiv__')
     return name in dunder or (name.endswith('_') and not name.startswith('_'))
 
 
@@ -287,7 +297,8 @@ def out_of_place(function, name):
     owners = (torch.Tensor, torch)
     if 'functional' in (resolve_name(function) or ''):
         owners = (functional, *owners)
-    dunders = {'iadd': 'add', 'isub': 'sub', 'imul': 'mul', 'itruediv': 'div', 'idiv': 'div', 'ipow': 'pow'}
+    dunders = {'iadd': 'add', 'isub': 'sub', 'imul': 'mul', 'itruediv': 'div', 'idiv': 'div', 'ipow': 'pow',
+               'ifloordiv': 'floor_divide'}
     return next(getattr(owner, dunders.get(name, name)) for owner in owners if hasattr(owner, dunders.get(name, name)))
 
 

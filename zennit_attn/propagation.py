@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from .compositions import COMPOSITIONS, visible
 from .errors import UnsupportedModule
-from .kernels import NORMS, ConstantLinear, Scale, slope_at_zero
-from .operators import FACTORS, HOMOGENEOUS, SATURATING, SIGNATURES, Kind, out_of_place
+from .kernels import NORMS, ConstantAttention, ConstantConvolution, ConstantLinear, Scale, blank_rows, slope_at_zero
+from .operators import FACTORS, GATED, HOMOGENEOUS, SATURATING, SIGNATURES, Kind, out_of_place
 
 
 def tensors_in(*trees):
@@ -147,7 +147,16 @@ def product(call):
     '''The product over a dimension: every one of its entries is a factor.'''
     tensor, *rest = call.args
     dim = rest[0] if rest else call.kwargs.get('dim')
+    if call.operator.name == 'cumprod':
+        output = call.run_out_of_place()
+        count = torch.arange(1, output.shape[dim] + 1, device=output.device) if output.ndim else 1
+        return call.write_back(scaled(output, count if not output.ndim else along(count, dim, output.ndim)).clone())
     return call.run((scaled(tensor, tensor.numel() if dim is None else tensor.shape[dim]), *rest))
+
+
+def along(values, dim, ndim):
+    '''Return a vector in the shape in which it broadcasts along one of `ndim` dimensions.'''
+    return values.reshape([-1 if axis == dim % ndim else 1 for axis in range(ndim)])
 
 
 def quotient(call):
@@ -164,7 +173,7 @@ def quotient(call):
 def multiply(call):
     '''Elementwise products and quotients.'''
     name = call.operator.name
-    if name == 'prod':
+    if name in ('prod', 'cumprod'):
         return product(call)
     if 'div' in name and name != 'addcdiv':
         return quotient(call)
@@ -241,7 +250,16 @@ def attention(call):
         return constant(call)
     rest = [arg.detach() if call.carries(arg) else arg for arg in rest]
     kwargs = {name: arg.detach() if call.carries(arg) else arg for name, arg in call.kwargs.items()}
-    return call.func(query.detach(), key.detach(), value, *rest, **kwargs)
+    function = softmax_attention if call.func is functional.scaled_dot_product_attention else call.func
+    return function(query.detach(), key.detach(), value, *rest, **kwargs)
+
+
+def softmax_attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
+    '''Without dropout, whose mask cannot be drawn again, no map needs to be kept.'''
+    if dropout_p:
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    return ConstantAttention.apply(value, query, key, attn_mask, is_causal, scale, enable_gqa)
 
 
 def gate(call):
@@ -254,12 +272,15 @@ def gate(call):
 
 def linear(call):
     '''Weights times input, as a product of whichever of the two depend on the input.'''
-    if call.operator.name == 'grid_sample' and call.carries(call.args[1]):
-        if not call.carries(call.args[0]):
+    gated = GATED.get(call.operator.name)
+    if gated is not None and call.carries(call.args[gated]):
+        if not call.carries(call.args[1 - gated]):
             return constant(call)
-        return call.run((call.args[0], call.args[1].detach(), *call.args[2:]))
+        return call.run([arg.detach() if index == gated else arg for index, arg in enumerate(call.args)])
     if call.func is functional.linear and _may_skip(call):
         return ConstantLinear.apply(*call.args, *[None] * (3 - len(call.args)))
+    if call.func in _CONVOLUTIONS and _may_skip(call) and _is_dense_convolution(*call.args):
+        return _constant_convolution(call.func, *call.args)
     return uniform(call)
 
 
@@ -268,6 +289,17 @@ def _may_skip(call):
     operand = call.args[0]
     only = len(call.operands) == 1 and call.carries(operand) and not call.kwargs and operand.ndim > 1
     return only and operand.device.type == 'cpu' and not torch.is_autocast_enabled('cpu') and not operand.is_complex()
+
+
+_CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
+
+
+def _is_dense_convolution(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    return groups == 1 and not isinstance(padding, str) and x.ndim == weight.ndim
+
+
+def _constant_convolution(function, x, weight, bias=None, *settings):
+    return ConstantConvolution.apply(x, weight, bias, function, *settings)
 
 
 def opened(call):
@@ -301,13 +333,17 @@ def softmax_dim(call):
     return -1 if dim is None else dim
 
 
-def blank_rows(scores, dim):
-    '''Mark the rows that are masked as a whole: their softmax is undefined, so nothing flows through them.'''
-    return torch.isneginf(scores).all(dim, keepdim=True)
+def blanks(call):
+    '''Mark the rows of a softmax that are masked as a whole in the precision it computes in.'''
+    scores = call.args[0].detach()
+    types = [arg for arg in (*call.args, *call.kwargs.values()) if isinstance(arg, torch.dtype)]
+    return blank_rows(scores.to(types[0]) if types else scores, softmax_dim(call))
 
 
 def _without_blanks(scores, call):
-    blank = blank_rows(scores.detach(), softmax_dim(call))
+    blank = blanks(call)
+    if scores.device.type == 'cpu' and not blank.any():
+        return scores
     view = scores.view_as(scores)
     view.register_hook(lambda grad: grad.masked_fill(blank, 0.))
     return view

@@ -1,14 +1,16 @@
 '''Calls of modules that have a Zennit rule: a copy of the rule for each, so that a module may be called many times.'''
 import inspect
+from contextlib import nullcontext
 from copy import copy
 
 import torch
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd.function import Function
 from zennit.core import BasicHook, Hook
 from zennit.rules import Pass
 
+from .domains import first_order
 from .errors import ContextError
-from .propagation import tensors_in
+from .structures import tensors_of
 
 
 class Ruled(Function):
@@ -20,7 +22,7 @@ class Ruled(Function):
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, *grads):
         return None, *ctx.call.backward(grads)
 
@@ -39,6 +41,7 @@ class RuledCall:
         self.report = report
         self.positions = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor) and arg.requires_grad]
         self.structure = None
+        self.autocast = self.versions = self.addresses = None
 
     def _fill(self, tensors):
         args = list(self.args)
@@ -48,6 +51,9 @@ class RuledCall:
 
     def forward(self, inputs):
         '''Run the module and let the rule store what it needs. Returns the outputs as a list of tensors.'''
+        self.autocast = _autocast_of(inputs[0].device.type)
+        self.versions = [(tensor, tensor._version) for tensor in inputs]
+        self.addresses = _addresses(self.module)
         args = self._fill([tensor.detach() for tensor in inputs])
         private = tuple(arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args)
         with torch._C.DisableTorchFunction():
@@ -57,12 +63,20 @@ class RuledCall:
         self.structure = output
         self.args = self._fill([None] * len(self.positions))
         self.inputs = args
-        return [tensor.clone() for tensor in tensors_in(output) if tensor.is_floating_point()]
+        return [tensor.clone() for tensor in tensors_of(output) if tensor.is_floating_point()]
 
     def backward(self, relevance):
         '''Return the relevance of the inputs, given that of the outputs.'''
         check_active(self.source)
-        with self.engine.resting():
+        if any(tensor._version != version for tensor, version in self.versions):
+            raise ContextError('the input of the model, which module '
+                               f'{self.engine.where.name_of(self.module)!r} has used, was written to between forward '
+                               'and backward; write to a clone of it')
+        if _addresses(self.module) != self.addresses:
+            raise ContextError(f'module {self.engine.where.name_of(self.module)!r} has other parameters than in the '
+                               'forward, e.g. because of torch.func.functional_call around it, and its rule '
+                               f'{type(self.source).__name__} would use them; put these into the model')
+        with self.engine.resting(), self.autocast:
             return self._backward(relevance)
 
     def _backward(self, relevance):
@@ -88,8 +102,21 @@ class RuledCall:
         inputs = [self.inputs[position].clone().requires_grad_() for position in self.positions]
         with torch.enable_grad():
             output = self.function(*self._fill([tensor.clone() for tensor in inputs]), **self.kwargs)
-            outputs = [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
+            outputs = [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
         return torch.autograd.grad(outputs, inputs, relevance, allow_unused=True)
+
+
+def _addresses(module):
+    # The attribute, because Zennit 1.0 hides a parameter behind one when it merges batch norms.
+    return [getattr(owner, name).data_ptr() for owner in module.modules()
+            for name, parameter in owner._parameters.items() if parameter is not None]
+
+
+def _autocast_of(device):
+    '''The precision of the forward, which a rule computes in again, also where only the forward ran under autocast.'''
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
 
 
 def check_active(hook):
@@ -112,7 +139,7 @@ def zennit_hooks(module):
 
 def to_positional(module, args, kwargs):
     '''Move keyword arguments that carry relevance to their positions, where Zennit's rules look.'''
-    if not any(tensor.requires_grad for tensor in tensors_in(kwargs)):
+    if not any(tensor.requires_grad for tensor in tensors_of(kwargs)):
         return args, kwargs
     bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
     return bound.args[1:], bound.kwargs

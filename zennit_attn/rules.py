@@ -193,7 +193,7 @@ class TaylorSoftmax(OperatorRule):
 
 
 class Gamma(ZennitGamma):
-    r'''Zennit's generalized gamma rule in four products instead of ten.
+    r'''Zennit's generalized gamma rule [1]_ in four products instead of ten.
 
     With :math:`p_j = \sum_i (x_i w_{ij})^+` and :math:`n_j = \sum_i (x_i w_{ij})^-` the rule is
 

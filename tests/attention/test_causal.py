@@ -215,18 +215,12 @@ def test_extension_is_named_where_it_is_missing(monkeypatch):
         causal_dot_product(Q, Q, V, 'fast_transformers')
 
 
-@pytest.fixture
-def extension():
-    return pytest.importorskip(
-        'fast_transformers.causal_product', exc_type=ImportError,
-        reason='the extension of pytorch-fast-transformers is not built here',
-    )
-
-
+@pytest.mark.zoo
 def test_extension_is_listed(extension):
     assert backends() == [*PLAIN, 'fast_transformers']
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize('length', LENGTHS)
 def test_extension_equals_formula(extension, length):
     q, k, v = gates_and_values(length, (2, 3))
@@ -234,6 +228,7 @@ def test_extension_equals_formula(extension, length):
     assert_close(out, formula(q, k, v).float())
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize('needed', ['v', 'qk', 'qkv'])
 def test_extension_gradients_for_any_layout(extension, needed):
     '''Also for a gradient that is expanded from one number, as that of a sum, which the extension alone misreads.'''
@@ -246,11 +241,13 @@ def test_extension_gradients_for_any_layout(extension, needed):
         assert_close(value, other.float())
 
 
+@pytest.mark.zoo
 def test_extension_does_not_take_double(extension):
     with pytest.raises(TypeError, match='float32 only'):
         causal_dot_product(*gates_and_values(5), 'fast_transformers')
 
 
+@pytest.mark.zoo
 def test_extension_ignores_the_default_dtype(extension):
     q, k, v = cast(tuple(gates_and_values(70)), torch.float32)
     expected = causal_dot_product(q, k, v, 'fast_transformers')
@@ -259,6 +256,23 @@ def test_extension_ignores_the_default_dtype(extension):
         assert torch.equal(causal_dot_product(q, k, v, 'fast_transformers'), expected)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize('wrong', ['transposed', 'scaled', 'acausal'])
+def test_a_wrong_kernel_is_seen(extension, monkeypatch, wrong):
+    '''The comparison with the formula fails where the extension gives other numbers.'''
+    kernel = extension.CausalDotProduct.dot['cpu']
+
+    def broken(q, k, v, out):
+        kernel(*((k, q) if wrong == 'transposed' else (q, k)), v, out)
+        if wrong == 'scaled':
+            out *= 1 + 1e-4
+        if wrong == 'acausal':
+            out[..., 0, :] += out[..., -1, :]
+    monkeypatch.setitem(extension.CausalDotProduct.dot, 'cpu', broken)
+    with pytest.raises(AssertionError):
+        test_extension_equals_formula(extension, 70)
 
 
 @pytest.mark.cuda

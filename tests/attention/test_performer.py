@@ -2,6 +2,7 @@
 import pytest
 import torch
 from torch import nn
+from zennit.attribution import Gradient
 
 from zennit_attn.attention import FastAttention, Performer, PerformerLM
 from zennit_attn.attention.fast_attention import (
@@ -10,6 +11,8 @@ from zennit_attn.attention.fast_attention import (
     linear_attention,
     softmax_kernel,
 )
+from zennit_attn.composites import CPLRP, AttnLRP
+from zennit_attn.conservation import audit
 
 from .helpers import assert_close, assert_equal_forward, perturbed, published
 
@@ -243,16 +246,75 @@ def test_causal_backends_agree(backend):
     assert_close(other(x), model(x))
 
 
-@pytest.mark.zoo
-def test_epfl_path_of_the_original(package):
-    pytest.importorskip('fast_transformers.causal_product.causal_product_cuda', exc_type=ImportError,
-                        reason='the original takes its CUDA path only where the CUDA extension is built')
-    options = {**SIZE, 'causal': True}
+@pytest.fixture
+def epfl(package, cuda_branch):
+    '''A published causal Performer that calls EPFL's kernel, ours with the same weights, and calls of the kernel.'''
+    options, calls = {**SIZE, 'causal': True}, []
     twin = perturbed(package.Performer(**options)).eval()
-    model = Performer(**options, causal_backend='fast_transformers').eval()
-    model.load_state_dict(twin.state_dict())
+    functions = [module.causal_linear_fn for module in twin.modules() if isinstance(module, package.FastAttention)]
+    assert [function.func.__name__ for function in functions] == ['causal_linear_attention'] * SIZE['depth']
+    kernel = cuda_branch.CausalDotProduct.dot['cpu']
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(cuda_branch.CausalDotProduct.dot, 'cpu', lambda *args: calls.append(args) or kernel(*args))
+        model = Performer(**options, causal_backend='fast_transformers').eval()
+        model.load_state_dict(twin.state_dict())
+        yield twin, model, calls
+
+
+def explained(model, x, composite):
+    '''Output, relevance of one element a sample, and the ledger.'''
+    def target(output):
+        chosen = torch.zeros_like(output)
+        chosen[:, 11, 3] = 1
+        return chosen
+    with Gradient(model, composite()) as attributor:
+        output, relevance = attributor(x.clone(), target)
+    return output.detach(), relevance, audit(model, composite(), x, target)
+
+
+@pytest.mark.zoo
+def test_epfl_path_of_the_original(epfl):
+    twin, model, calls = epfl
     x = torch.randn(2, LENGTH, SIZE['dim'])
-    assert_close(model(x), twin(x))
+    expected = twin(x)
+    assert len(calls) == SIZE['depth']
+    assert_close(model(x), expected)
+    assert len(calls) == 2 * SIZE['depth']
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize('composite', [CPLRP, AttnLRP])
+def test_epfl_path_is_explained(epfl, composite):
+    '''The extension cannot be seen, nor its backward pass trusted: our causal product takes its place, or calls it.'''
+    twin, model, calls = epfl
+    x = torch.randn(2, LENGTH, SIZE['dim'])
+    reference = Performer(**SIZE, causal=True).double().eval()
+    reference.load_state_dict(twin.state_dict())
+    output, expected, _ = explained(reference, x.double(), composite)
+    for each, called in ((twin, False), (model, True)):
+        calls.clear()
+        found = explained(each, x, composite)
+        assert bool(calls) == called
+        assert_close(found[0], output.float(), 1e-5)
+        assert_close(found[1], expected.float(), 1e-4)
+        ledger = found[2]
+        assert (ledger.unaccounted.abs() <= 1e-5 * ledger.output.abs()).all(), str(ledger)
+        assert (found[1][:, 12:] == 0).all()
+
+
+@pytest.mark.zoo
+def test_a_wrong_epfl_kernel_is_seen(epfl, cuda_branch, monkeypatch):
+    twin, model, _ = epfl
+    kernel = cuda_branch.CausalDotProduct.dot['cpu']
+
+    def broken(q, k, v, out):
+        kernel(q, k, v, out)
+        out *= 1 + 1e-3
+    x = torch.randn(2, LENGTH, SIZE['dim'])
+    expected = twin(x)
+    monkeypatch.setitem(cuda_branch.CausalDotProduct.dot, 'cpu', broken)
+    with pytest.raises(AssertionError):
+        assert_close(model(x), expected)
 
 
 @pytest.mark.parametrize('reversible', [False, True])

@@ -306,8 +306,7 @@ HUGGING_FACE = [model for models in (
     hugging_face('FNet', 'FNet', both=False),
     hugging_face('XLNet', 'XLNet', both=False, base=SPECIAL, d_model=32, n_layer=2, n_head=2, d_inner=48),
     hugging_face('Longformer', 'Longformer', both=False, shape=(2, 8, 32), attention_window=4),
-    hugging_face('Longformer with padding', 'Longformer', both=False, attention_window=4, broken={
-        'attn_lrp': 'padded queries see no key, so that their softmax is nan, and so is its plain gradient'}),
+    hugging_face('Longformer with padding', 'Longformer', both=False, attention_window=4),
     hugging_face('BigBird', 'BigBird', both=False, attention_type='original_full'),
     hugging_face('Whisper encoder', 'Whisper', base=BART, shape=(2, 8, 40), part='encoder', max_source_positions=20,
                  num_mel_bins=8, call=partial(called, 'input_features', 'last_hidden_state')),

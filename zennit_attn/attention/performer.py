@@ -151,7 +151,7 @@ class Performer(nn.Module):
     feature_redraw_interval : int or None, optional
         Passes in training until random features are redrawn.
     reversible : bool, optional
-        Whether layers are coupled reversibly, see :class:`zennit_attn.attention.residual.ReversibleSequence`.
+        Whether layers are coupled reversibly, see ``ReversibleSequence``.
     use_scalenorm, use_rezero : bool, optional
         Normalize by length, or scale the output instead, rather than by layer norm.
     ff_glu, shift_tokens : bool, optional

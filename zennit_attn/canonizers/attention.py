@@ -1,29 +1,28 @@
 '''The canonizer that makes any code explainable, and on which all others build.'''
-import threading
-import weakref
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch.nn import Module, ModuleDict, ModuleList, ParameterDict, ParameterList, Sequential
+from torch.nn.parameter import is_lazy
 from zennit.canonizers import Canonizer
 
 from ..engine import Engine
 from ..errors import ContextError, UnsupportedModule
 from ..layers import OPERATOR_MODULES, OperatorModule, softmax_type
+from ..structures import tensors_of
 from .families import FAMILIES
-from .takeover import Takeover, replace_method
+from .takeover import Takeover, replace_method, undo_all
 
 _CONTAINERS = (Sequential, ModuleList, ModuleDict, ParameterList, ParameterDict)
 _SOFTMAX = (torch.nn.Softmax, torch.nn.Softmin, torch.nn.Softmax2d, torch.nn.LogSoftmax)
-_OPEN = weakref.WeakKeyDictionary()
-_LOCK = threading.Lock()
+#: The attribute by which a module knows the engine of the context that is open on it.
+_ENGINE = '_canonizer_engine'
 
 
 def engine_of(module):
     '''Return the engine of the context that is open on a module, or None.'''
-    with _LOCK:
-        return _OPEN.get(module)
+    return module.__dict__.get(_ENGINE)
 
 
 @contextmanager
@@ -83,6 +82,7 @@ class AttentionCanonizer(Canonizer):
     families = FAMILIES
     #: Whether modules of no family get operator modules too.
     everywhere = True
+    _undo = ()
 
     def __init__(self, unknown='raise', stabilizer=1e-9):
         super().__init__()
@@ -130,42 +130,51 @@ class AttentionCanonizer(Canonizer):
         root_module: :py:class:`torch.nn.Module`
         '''
         _check_visible(root_module)
-        joins = self._claim(root_module)
         try:
-            if not joins:
+            if not self._claim(root_module):
                 self._freeze(root_module)
+                self._guard(root_module)
                 self._replace_softmax(root_module)
                 self._wrap_forward(root_module)
-            self._insert_operators(root_module)
-            self._help_families(root_module)
+            blocks = self._find_blocks(root_module)
+            self._insert_operators(root_module, blocks)
+            for module, family in blocks:
+                family.help(self, module)
+            self.engine.where.survey()
         except BaseException:
             self.remove()
             raise
 
     def remove(self):
         '''Restore the model exactly.'''
-        while self._undo:
-            self._undo.pop()()
-        self.engine = None
+        try:
+            undo_all(self._undo)
+        finally:
+            undo_all(self._undo)
+            self.engine = None
+
+    def __del__(self):
+        # Zennit's own composites forget their canonizers when a later one, or a rule, fails to register.
+        if self._undo:
+            self.remove()
 
     def _claim(self, root_module):
         '''Open the model, or join the context that canonizers of other families have opened on it just now.'''
-        modules = list(root_module.modules())
-        with _LOCK:
-            taken = [name for name, module in root_module.named_modules() if module in _OPEN]
-            self.engine = _OPEN.get(root_module)
-            joins = self.engine is not None and self.engine.root is root_module and not (
-                self.engine.families & set(self.families))
-            if taken and not joins:
+        self.engine = engine_of(root_module)
+        joins = self.engine is not None and self.engine.root is root_module and not (
+            self.engine.families & set(self.families))
+        if not joins:
+            self.engine = engine = Engine(root_module, stabilizer=self.stabilizer, unknown=self.unknown)
+            self._undo.append(lambda: _release(engine))
+            # One step that no thread or interrupt can come between, unlike what a lock would guard.
+            taken = [name for name, module in root_module.named_modules()
+                     if module.__dict__.setdefault(_ENGINE, engine) is not engine]
+            if taken:
                 raise ContextError(
                     f'a context is already open on {type(root_module).__name__} (module {taken[0]!r}), in this thread '
                     'or another; leave it, or call remove() on its composite, before opening a second one'
                 )
-            if not joins:
-                self.engine = Engine(root_module, stabilizer=self.stabilizer, unknown=self.unknown)
-                _OPEN.update(dict.fromkeys(modules, self.engine))
-                self._undo.append(lambda: _release(modules))
-            self.engine.families |= set(self.families)
+        self.engine.families |= set(self.families)
         return joins
 
     def _freeze(self, root_module):
@@ -178,33 +187,48 @@ class AttentionCanonizer(Canonizer):
             for attributes in (module.__dict__, module._buffers):
                 for name, tensor in list(attributes.items()):
                     if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
-                        attributes[name] = tensor.detach()
-                        self._undo.append(_restoring(attributes, name, attributes[name], tensor))
+                        replacement = tensor.detach()
+                        self._undo.append(_restoring(attributes, name, replacement, tensor))
+                        attributes[name] = replacement
 
-    def _insert_operators(self, root_module):
-        blocks = {inner for module in root_module.modules() if self._family_of(module) for inner in module.modules()}
+    def _guard(self, root_module):
+        for module in root_module.modules():
+            self._set(module, '__reduce_ex__', partial(_refuse_copy, module))
+            self._set(module, '_replicate_for_data_parallel', partial(_refuse_copy, module))
+            if module is not root_module:
+                self._hook(module, _checking(self.engine))
+
+    def _hook(self, module, hook):
+        self._undo.append(lambda: _unhook(module, hook))
+        module.register_forward_hook(hook)
+
+    def _set(self, module, name, value):
+        replace_method(module, name, self._undo)
+        module.__dict__[name] = value
+
+    def _find_blocks(self, root_module):
+        modules = [module for module in root_module.modules() if not isinstance(module, OperatorModule)]
+        found = [(module, next((family for family in self.families if family.matches(module)), None))
+                 for module in modules]
+        return [(module, family) for module, family in found if family is not None]
+
+    def _insert_operators(self, root_module, blocks):
+        inside = {inner for block, _ in blocks for inner in block.modules()}
         for module in list(root_module.modules()):
-            if _runs_operators(module) and (self.everywhere or module in blocks):
+            if _runs_operators(module) and (self.everywhere or module in inside):
                 for kind, operator_type in OPERATOR_MODULES.items():
                     self.insert(module, f'canonizer_{kind.value}', operator_type())
-                self._undo.append(module.register_forward_hook(_checking(self.engine)).remove)
-
-    def _family_of(self, module):
-        return next((family for family in self.families if family.matches(module)), None)
-
-    def _help_families(self, root_module):
-        for module in list(root_module.modules()):
-            family = self._family_of(module)
-            if family is not None:
-                family.help(self, module)
 
     def insert(self, module, name, operator_module):
         '''Give a module a child until the canonizer is removed.'''
-        if hasattr(module, name):
+        if isinstance(module._modules.get(name), OperatorModule):
+            raise ContextError(f'{type(module).__name__} is a copy of a module that a context was open on, and still '
+                               'has its operator modules; copy models outside of contexts')
+        if name in module._modules or name in module.__dict__ or hasattr(type(module), name):
             raise UnsupportedModule(f'{type(module).__name__} already has an attribute {name!r}; rename it')
         operator_module.train(module.training)
-        module._modules[name] = operator_module
         self._undo.append(lambda: module._modules.pop(name, None))
+        module._modules[name] = operator_module
 
     def _replace_softmax(self, root_module):
         # Zennit counts softmax modules as elementwise activations and would give them Pass.
@@ -237,22 +261,30 @@ class AttentionCanonizer(Canonizer):
     def _wrap_forward(self, root_module):
         engine = self.engine
         takeover = Takeover(engine)
+        self._undo.append(takeover.remove)
         # The call and not only the forward, because hooks of the user on the root may compute something too.
         for name in ('forward', '_call_impl'):
             function = replace_method(root_module, name, self._undo)
             root_module.__dict__[name] = partial(_run, engine, takeover, function)
-        self._undo.append(takeover.remove)
 
 
-def _release(modules):
-    with _LOCK:
-        for module in modules:
-            _OPEN.pop(module, None)
+def _unhook(module, hook):
+    for key, registered in list(module._forward_hooks.items()):
+        if registered is hook:
+            del module._forward_hooks[key]
+
+
+def _release(engine):
+    for module in engine.root.modules():
+        if engine_of(module) is engine:
+            del module.__dict__[_ENGINE]
 
 
 def _restoring(attributes, name, replacement, tensor):
     def restore():
-        if attributes.get(name) is replacement:
+        current = attributes.get(name)
+        # Weight norm and its like compute the attribute again in every forward.
+        if current is replacement or (isinstance(current, torch.Tensor) and torch.equal(current, replacement)):
             attributes[name] = tensor
     return restore
 
@@ -267,10 +299,17 @@ def _restoring_parameter(module, name, parameter, requires_grad):
     return restore
 
 
+def _refuse_copy(module, *args):
+    raise ContextError(f'{type(module).__name__} cannot be copied, replicated or pickled while a context is open on '
+                       'it; do that outside of the context')
+
+
 def _run(engine, takeover, function, *args, **kwargs):
-    if engine.running or engine.rests or not torch.is_grad_enabled():
+    if engine.running or engine.rests:
         return function(*args, **kwargs)
     takeover.update()
+    if not torch.is_grad_enabled():
+        return function(*args, **kwargs)
     return engine.run(function, args, kwargs)
 
 
@@ -278,7 +317,17 @@ def _checking(engine):
     def hook(module, args, output):
         if engine.running and torch._C._is_torch_function_enabled():
             engine.check_output(module, output)
+        elif not engine.running and not engine.rests and _carries(output):
+            raise ContextError(
+                f'module {engine.where.name_of(module)!r} is called outside of the forward of '
+                f'{type(engine.root).__name__}, on which the context is open, where no rule can follow; open the '
+                'context on that module, or put the computation into the forward of a module of its own'
+            )
     return hook
+
+
+def _carries(output):
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_of(output))
 
 
 def _runs_operators(module):
@@ -296,13 +345,27 @@ def _runs_operators(module):
 
 
 def _check_visible(root_module):
-    problems = []
-    for name, module in root_module.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            problems.append(f'module {name!r} is TorchScript, whose code cannot be seen: use the module it was made '
-                            'from')
-        elif type(module).__name__ == 'OptimizedModule' or getattr(module, '_compiled_call_impl', None) is not None:
-            problems.append(f'module {name!r} is compiled, so its code cannot be seen: explain the original module '
-                            '(model._orig_mod for torch.compile)')
+    problems = [f'module {name!r} {problem}' for name, module in root_module.named_modules()
+                if (problem := _problem_of(module)) is not None]
+    call = type(root_module).__call__
+    if call is not Module.__call__ and not (getattr(call, '__module__', None) or '').startswith('torch.'):
+        problems.append(f'{type(root_module).__name__} overrides __call__, whose code runs outside of its forward: '
+                        'wrap it, e.g. in torch.nn.Sequential(model), and open the context on that')
     if problems:
         raise UnsupportedModule('\n'.join(problems))
+
+
+def _problem_of(module):
+    if isinstance(module, torch.jit.ScriptModule):
+        return 'is TorchScript, whose code cannot be seen: use the module it was made from'
+    if type(module).__name__ == 'OptimizedModule' or getattr(module, '_compiled_call_impl', None) is not None or (
+            hasattr(type(module).forward, '_torchdynamo_orig_callable')):
+        return ('is compiled, so its code cannot be seen: explain the original module (model._orig_mod for '
+                'torch.compile)')
+    if isinstance(module, torch.nn.DataParallel) and len(module.device_ids) > 1:
+        return 'runs copies of its module in threads, where no rule can follow: explain model.module'
+    if '.quantized.' in type(module).__module__:
+        return 'is quantized, and has no gradient: explain the model that it was made from'
+    if any(is_lazy(parameter) for parameter in module._parameters.values()):
+        return 'is lazy, and has no parameters yet: call the model once on an input'
+    return None

@@ -1,7 +1,16 @@
 '''How the engine takes over the modules that a composite gave a Zennit rule, and gives them back.'''
-import torch
-from zennit.core import Hook
+from contextlib import suppress
 
+import torch
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from zennit.core import BasicHook, Hook
+from zennit.rules import NoMod
+
+from ..domains import watching
+from ..errors import UnsupportedRule
 from ..layers import OperatorModule
 from ..ruled import zennit_hooks
 
@@ -20,23 +29,34 @@ class Takeover:
     def update(self):
         '''Take over modules that were given a rule since the last forward.'''
         for module in self.engine.root.modules():
+            self._watch_backward(module)
             hooks = zennit_hooks(module)
             if hooks and id(module) not in self.seen:
-                self.seen.add(id(module))
                 self._stand_back(module)
                 if not isinstance(module, OperatorModule):
                     self._take_over(module, hooks)
+                self.seen.add(id(module))
+
+    def _watch_backward(self, module):
+        for registry in (module._backward_hooks, module._backward_pre_hooks):
+            for key, hook in registry.items():
+                if not hasattr(hook, 'watched'):
+                    name = self.engine.where.name_of(module)
+                    self._replace(registry, key, hook, watching(hook, f'a backward hook of module {name!r}'))
+
+    def _replace(self, registry, key, hook, replacement):
+        self.undo.append(lambda: key in registry and registry.__setitem__(key, hook))
+        registry[key] = replacement
 
     def _stand_back(self, module):
         for registry in (module._forward_pre_hooks, module._forward_hooks):
             for key, hook in registry.items():
                 if zennit_hook(hook) is not None:
-                    registry[key] = _standing_back(self.engine, hook)
-                    self.undo.append(lambda registry=registry, key=key, hook=hook: key in registry
-                                     and registry.__setitem__(key, hook))
+                    self._replace(registry, key, hook, _standing_back(self.engine, hook))
 
     def _take_over(self, module, hooks):
         engine = self.engine
+        _check_weights(engine, module, hooks[0])
         function = replace_method(module, 'forward', self.undo)
 
         def forward(*args, **kwargs):
@@ -49,8 +69,27 @@ class Takeover:
 
     def remove(self):
         '''Give the modules back to Zennit.'''
-        while self.undo:
-            self.undo.pop()()
+        undo_all(self.undo)
+
+
+def undo_all(steps):
+    '''Take every step, the last one first, whatever goes wrong in between; then raise what went wrong first.'''
+    errors = []
+    while steps:
+        try:
+            steps[-1]()
+        except BaseException as error:
+            errors.append(error)
+            _try_again(steps[-1])
+        steps.pop()
+    if errors:
+        raise errors[0]
+
+
+def _try_again(step):
+    '''Steps do no harm twice: one that was interrupted succeeds now, one that cannot must not keep the others.'''
+    with suppress(BaseException):
+        step()
 
 
 def zennit_hook(hook):
@@ -61,9 +100,23 @@ def zennit_hook(hook):
 
 def _standing_back(engine, hook):
     def wrapper(*args):
-        return None if engine.running else hook(*args)
+        return None if engine.running or not torch.is_grad_enabled() else hook(*args)
     wrapper.zennit_hook = hook.__self__
     return wrapper
+
+
+def _check_weights(engine, module, hook):
+    '''Refuse rules that modify parameters where these are not what the module computes with.'''
+    modifies = isinstance(hook, BasicHook) and any(
+        not isinstance(modifier, NoMod) or modifier.zero_params for modifier in hook.param_modifiers)
+    computed = is_parametrized(module) or any(
+        isinstance(each, (WeightNorm, SpectralNorm, BasePruningMethod)) for each in module._forward_pre_hooks.values())
+    if modifies and computed:
+        raise UnsupportedRule(
+            f'rule {type(hook).__name__} on module {engine.where.name_of(module)!r} modifies parameters, but the '
+            'weight of the module is computed from others (parametrization, weight or spectral norm, pruning); make it '
+            'plain first, e.g. with torch.nn.utils.parametrize.remove_parametrizations, or give the module another rule'
+        )
 
 
 def replace_method(module, name, undo):

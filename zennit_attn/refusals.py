@@ -1,0 +1,135 @@
+'''Why functions of torch have no rule, and what to use instead: the names that the one table refuses, by reason.'''
+
+# A reason is one clause, which ends an error message; the names are base names, as in the one table.
+GROUPS = {
+    'it is a loss, which compares the output with a target; explain the output itself': '''
+        binary_cross_entropy binary_cross_entropy_with_logits cosine_embedding_loss cross_entropy ctc_loss
+        gaussian_nll_loss hinge_embedding_loss huber_loss kl_div l1_loss linear_cross_entropy margin_ranking_loss
+        mse_loss multi_margin_loss multilabel_margin_loss multilabel_soft_margin_loss nll_loss poisson_nll_loss
+        smooth_l1_loss soft_margin_loss triplet_margin_loss triplet_margin_with_distance_loss
+        ''',
+    'it draws at random; draw from a tensor that does not depend on the input, and add or multiply that': '''
+        binomial cauchy exponential geometric log_normal normal poisson random uniform
+        ''',
+    'a quantized tensor has no gradient; explain the model before it was quantized': '''
+        choose_qparams_optimized dequantize fake_quantize_per_channel_affine fake_quantize_per_tensor_affine
+        fbgemm_linear_fp16_weight fbgemm_linear_fp16_weight_fp32_activation fbgemm_linear_int8_weight
+        fbgemm_linear_int8_weight_fp32_activation fbgemm_linear_quantize_weight fbgemm_pack_gemm_matrix_fp16
+        fbgemm_pack_quantized_matrix fused_moving_avg_obs_fake_quant int_repr q_per_channel_axis q_per_channel_scales
+        q_per_channel_zero_points q_scale q_zero_point quantize_per_channel quantize_per_tensor
+        quantize_per_tensor_dynamic quantized_batch_norm quantized_gru_cell quantized_lstm_cell quantized_max_pool1d
+        quantized_max_pool2d quantized_max_pool3d quantized_rnn_relu_cell quantized_rnn_tanh_cell scaled_mm scaled_mm_v2
+        scaled_grouped_mm scaled_grouped_mm_v2 scaled_addmm
+        ''',
+    'relevance is not followed through sparse tensors; use dense tensors, e.g. x.index_select and index_add': '''
+        ccol_indices ccol_indices_copy coalesce coalesced col_indices col_indices_copy crow_indices crow_indices_copy
+        hspmm indices indices_copy resize_as_sparse row_indices row_indices_copy sampled_addmm smm sparse_mask
+        sparse_mask_projection sparse_resize sparse_resize_and_clear spdiags spsolve sspaddmm to_dense
+        to_sparse to_sparse_semi_structured values values_copy
+        ''',
+    'relevance is not followed through nested tensors; pad to one length and mask': '''
+        nested_tensor_size nested_tensor_storage_offsets nested_tensor_strides
+        ''',
+    'relevance is not followed through packed sequences; pad to one length instead': '''
+        pack_padded_sequence pad_packed_sequence
+        ''',
+    'the kernel is that of one library or device; use the function of torch.nn.functional': '''
+        miopen_batch_norm miopen_convolution miopen_convolution_add_relu miopen_convolution_relu
+        miopen_convolution_transpose miopen_depthwise_convolution miopen_rnn to_mkldnn
+        ''',
+    'it is a step of batch normalization in training, which mixes the samples of a batch; call model.eval()': '''
+        batch_norm_backward_elemt batch_norm_backward_reduce batch_norm_elemt batch_norm_gather_stats
+        batch_norm_gather_stats_with_counts batch_norm_stats batch_norm_update_stats
+        ''',
+    'it also returns the statistics of a normalization; use the function of torch.nn.functional': '''
+        native_batch_norm native_group_norm native_layer_norm
+        ''',
+    'a decomposition of a matrix is not linear in it; detach the matrix where its factors only weigh other tensors': '''
+        eig eigh eigvals eigvalsh geqrf householder_product ldl_factor ldl_factor_ex lobpcg lu lu_factor lu_factor_ex
+        lu_unpack matrix_sqrth orgqr pca_lowrank qr slogdet svd svd_lowrank svdvals
+        ''',
+    'the solution of equations is not linear in their matrix; use torch.linalg.solve, whose matrix is a gate': '''
+        ldl_solve lstsq lu_solve ormqr triangular_solve
+        ''',
+    'the matrix exponential is not linear in its argument; detach the argument where the result only weighs': '''
+        matrix_exp
+        ''',
+    'powers of a matrix are products of as many factors as the exponent says; write them with @': '''
+        matrix_power
+        ''',
+    'its columns are different powers of one tensor; write them with ** and torch.stack': '''
+        vander
+        ''',
+    'it is a product of the centred tensor with itself; write it with mean and @': '''
+        corrcoef cov
+        ''',
+    'torch has no derivative for it, and whether it vanishes at zero depends on its degree; write the polynomial with '
+    '* and +': '''
+        chebyshev_polynomial_t chebyshev_polynomial_u chebyshev_polynomial_v chebyshev_polynomial_w
+        hermite_polynomial_h hermite_polynomial_he laguerre_polynomial_l legendre_polynomial_p
+        shifted_chebyshev_polynomial_t shifted_chebyshev_polynomial_u shifted_chebyshev_polynomial_v
+        shifted_chebyshev_polynomial_w
+        ''',
+    'it vanishes at zero, and torch has no derivative for it; detach it where it only weighs others': '''
+        bessel_j1 modified_bessel_i1
+        ''',
+    'in one of its arguments it vanishes at zero, in the other it does not; detach it where it only weighs others': '''
+        gammainc igamma
+        ''',
+    'a remainder is its argument less a step function; write that as a subtraction of x.floor() or x.trunc()': '''
+        fmod frac imod mod remainder rmod
+        ''',
+    'it is a product with a logarithm; write it with * and torch.log or torch.log1p': '''
+        xlog1py xlogy
+        ''',
+    'it splits a number into a mantissa and an exponent, neither of which is linear in it': '''
+        frexp
+        ''',
+    'a p-norm over a window is neither linear nor elementwise; use average or max pooling': '''
+        lp_pool1d lp_pool2d lp_pool3d
+        ''',
+    'it may multiply what meets at one place; use scatter_add, index_add, or amax over a dimension': '''
+        index_reduce scatter_reduce
+        ''',
+    'it is the value of an interpolated rank; use sort, topk, median or kthvalue': '''
+        nanquantile quantile
+        ''',
+    'it runs Python code for every element, which the engine cannot see; use torch functions on whole tensors': '''
+        apply map map2
+        ''',
+    'it changes the memory of a tensor behind autograd; use reshape, slices or clone': '''
+        resize resize_as set setstate module_load share_memory
+        ''',
+    'it is a form for compilers; write the same with slices': 'slice_inverse',
+    'it hands gradients or memory to code that the engine cannot see': '''
+        clear_non_serializable_cached_data cuda_array_interface post_accumulate_grad_hooks record_stream reduce_ex
+        register_post_accumulate_grad_hook
+        ''',
+}
+#: The reasons by name.
+REASONS = {name: reason for reason, names in GROUPS.items() for name in names.split()}
+
+UNKNOWN = 'it is not in the table of operators'
+_SETTER = 'assigning to an attribute of a tensor goes past autograd; make a new tensor instead'
+_OVERWRITES = 'it writes what does not depend on the input into a tensor that does; use the form without underscore'
+
+
+def reason(name, operator=None):
+    '''Return why a function has no rule.
+
+    Parameters
+    ----------
+    name: str
+        Its base name, or the dotted name of a setter.
+    operator: :py:class:`~zennit_attn.operators.Operator`, optional
+        Its entry in the table.
+
+    Returns
+    -------
+    str
+    '''
+    if name.endswith(('.__set__', '.__delete__')):
+        return _SETTER
+    if operator is not None and operator.inplace and operator.kind.value == 'plain':
+        return _OVERWRITES
+    return REASONS.get(name, UNKNOWN)

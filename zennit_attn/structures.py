@@ -1,0 +1,49 @@
+'''Nested inputs and outputs of modules: lists, tuples, dicts, dataclasses, and subclasses of these.'''
+from copy import copy
+from dataclasses import fields, is_dataclass
+
+import torch
+
+
+def _items(tree):
+    '''Return the parts of a container by their keys, or None for anything else.'''
+    if isinstance(tree, dict):
+        return dict(tree)
+    if isinstance(tree, (list, tuple)):
+        return dict(enumerate(tree))
+    if is_dataclass(tree) and not isinstance(tree, type):
+        return {field.name: getattr(tree, field.name, None) for field in fields(tree)}
+    return None
+
+
+def leaves(tree):
+    '''Return what nested containers hold, in order: tensors, and whatever is no container.'''
+    items = _items(tree)
+    return [tree] if items is None else [leaf for item in items.values() for leaf in leaves(item)]
+
+
+def tensors_of(tree):
+    '''Return the tensors in nested containers, in order.'''
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def rebuilt(tree, function):
+    '''Return nested containers with `function` applied to every tensor; what does not change stays the same object.'''
+    if isinstance(tree, torch.Tensor):
+        return function(tree)
+    items = _items(tree)
+    changed = {key: rebuilt(item, function) for key, item in (items or {}).items()}
+    if all(changed[key] is items[key] for key in changed):
+        return tree
+    if isinstance(tree, tuple):
+        return type(tree)(*changed.values()) if hasattr(tree, '_fields') else type(tree)(changed.values())
+    return _updated(copy(tree), changed)
+
+
+def _updated(container, items):
+    for key, item in items.items():
+        if isinstance(container, (dict, list)):
+            container[key] = item
+        else:
+            object.__setattr__(container, key, item)
+    return container
