@@ -1,23 +1,25 @@
 '''The command line: ``zennit-attn``, also ``python -m zennit_attn``.'''
 import argparse
 import sys
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-import torch
-
-from .demo import DEMOS
-from .demo.explain import ledgers, relevance_maps, rows, spread
+from .cli import audit, demo, heatmap, listing
+from .cli.options import formatter
+from .cli.usage import UsageError
 from .errors import AttributionError
-from .heatmap import figure, positive_share
 
-#: Held-out scenes over which the share of relevance on the object is averaged.
-SCENES = 100
-#: Most images in a figure.
-MOST = 20
-#: The rows of the picture: each of the three models once, digits and scenes.
-PICTURE = ('vit', 'linear_attention_digits', 'performer')
+_EXAMPLES = '''\
+examples:
+  zennit-attn demo                                          explain small trained models, write heatmaps/
+  zennit-attn audit torchvision:vit_b_16 --input 1x3x224x224          does the ledger close?
+  zennit-attn audit mymodels.py:build --input 2x16x32                 ... and for code of your own?
+  zennit-attn heatmap timm:vit_tiny_patch16_224 --checkpoint vit.pt --image cat.jpg -o cat.png
+  zennit-attn heatmap transformers:my-bert --text 'what a film'
+  zennit-attn list operators soft
+
+"zennit-attn COMMAND --help" explains a command.
+exit codes: 0 all went well, 1 a ledger is open or something is not supported, 2 wrong usage.
+'''
 
 
 def main(args=None):
@@ -31,39 +33,27 @@ def main(args=None):
     Returns
     -------
     int
-        0 if all went well, 1 if something did not. Wrong usage exits with 2.
+        0 if all went well, 1 if a ledger is open, something is not supported or could not be written, 2 if what was
+        asked for does not fit. Options that do not exist exit with 2.
     '''
     arguments = _parser().parse_args(args)
     try:
-        arguments.run(arguments)
-    except (AttributionError, OSError, ImportError) as error:
+        return arguments.run(arguments)
+    except (UsageError, AttributionError, OSError, ImportError) as error:
+        if getattr(arguments, 'debug', False):
+            raise
         print(f'zennit-attn: error: {error}', file=sys.stderr)
-        return 1
-    return 0
+        return 2 if isinstance(error, UsageError) else 1
 
 
 def _parser():
     parser = argparse.ArgumentParser(
-        prog='zennit-attn', description='Layer-wise relevance propagation for any attention code.')
+        prog='zennit-attn', description='Layer-wise relevance propagation for any attention code.', epilog=_EXAMPLES,
+        formatter_class=formatter)
     parser.add_argument('--version', action='version', version=f'zennit-attn {_version()}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    demo = commands.add_parser(
-        'demo', help='explain small trained attention models and write heatmaps',
-        description='Explain small trained attention models on images they have not seen: write a PNG for each, with '
-                    'every input beside its heatmaps (red speaks for the class that the model sees, blue against it), '
-                    'and print the last line of the ledger: the relevance that is unaccounted for, one number for each '
-                    'image.',
-        epilog='example: zennit-attn demo --model vit --samples 6 --output /tmp/heatmaps',
-    )
-    demo.add_argument('-o', '--output', type=Path, default=Path('heatmaps'), metavar='DIR',
-                      help='folder for the PNGs, made if it is missing (default: %(default)s)')
-    demo.add_argument('-m', '--model', action='append', choices=DEMOS, metavar='NAME', dest='models',
-                      help=f'explain only this model; may be given several times (one of {", ".join(DEMOS)})')
-    demo.add_argument('-n', '--samples', type=_count, default=4, metavar='N',
-                      help=f'images for each model, from 1 to {MOST} (default: %(default)s)')
-    demo.add_argument('--picture', type=_png, metavar='FILE',
-                      help='write one figure with an image for each kind of model instead, as in the README')
-    demo.set_defaults(run=_demo)
+    for command in (demo, audit, heatmap, listing):
+        command.add_parser(commands)
     return parser
 
 
@@ -72,68 +62,6 @@ def _version():
         return version('zennit-attn')
     except PackageNotFoundError:
         return '(not installed)'
-
-
-def _count(text):
-    if not text.isdecimal() or not 1 <= int(text) <= MOST:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number of images from 1 to {MOST}')
-    return int(text)
-
-
-def _png(text):
-    if not text.endswith('.png'):
-        raise argparse.ArgumentTypeError(f'the name of the picture has to end in .png, not {text!r}')
-    return Path(text)
-
-
-def _make_folder(path):
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise NotADirectoryError(f'can not write into {path}: it is, or lies in, a file') from error
-
-
-def _demo(arguments):
-    if arguments.picture is not None:
-        _make_folder(arguments.picture.parent)
-        _picture(arguments.picture)
-        return
-    _make_folder(arguments.output)
-    for name in arguments.models or DEMOS:
-        _explain(DEMOS[name], arguments.samples, arguments.output / f'{name}.png')
-
-
-def _explain(demo, count, path):
-    model, held_out = demo.load(), demo.held_out(SCENES).to(torch.float64)
-    samples = spread(held_out, count)
-    maps, audits = relevance_maps(model, samples.images), ledgers(model, samples.images)
-    figure(rows(demo, model, samples, maps, audits), f'{demo.title} on {demo.subject}').savefig(path, dpi=150)
-    print(f'{demo.title} on {demo.subject}')
-    for name, ledger in audits.items():
-        print(f'  {name:8s} {"  ".join(str(ledger).splitlines()[-1].split())}')
-    if torch.equal(maps['CP-LRP'], maps['AttnLRP']):
-        print('  CP-LRP and AttnLRP give the same maps: they differ at softmax operators, and none runs here')
-    if held_out.masks is not None:
-        _print_shares(model, held_out)
-    print(f'  written to {path}', flush=True)
-
-
-def _print_shares(model, samples):
-    shares = {name: positive_share(relevance, samples.masks).mean()
-              for name, relevance in relevance_maps(model, samples.images).items()}
-    print('  positive relevance on the object: ' + ', '.join(f'{name} {share:.0%}' for name, share in shares.items())
-          + f' (mean of {len(samples)} scenes; the object is {samples.masks.double().mean():.0%} of the pixels)')
-
-
-def _picture(path):
-    drawn = []
-    for index, demo in enumerate(map(DEMOS.get, PICTURE)):
-        # another class in each row
-        model, samples = demo.load(), spread(demo.held_out(SCENES), index + 1)[index:].to(torch.float64)
-        row, = rows(demo, model, samples, relevance_maps(model, samples.images), ledgers(model, samples.images))
-        drawn.append(replace(row, label=f'{demo.title}\n{row.label}'))
-    figure(drawn).savefig(path, dpi=150)
-    print(f'written to {path}')
 
 
 if __name__ == '__main__':

@@ -1,17 +1,18 @@
-'''Heatmaps: relevance as pictures, an input beside the map of each method.'''
+'''Pixels: an image beside the heatmap of each method.'''
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from zennit.image import get_cmap
+from zennit.image import imgify, palette
+
+from .colors import COLORS, colorize, limit_of, to_array
+from .titles import share, wrapped
 
 _FOOTNOTE = (
     'red speaks for the class, blue against it; unaccounted: relevance found neither at the input nor in a named sink, '
     "as a share of the output's"
 )
-#: Diverging and white at its centre: red speaks for the target, blue against it.
-COLORS = 'bwr'
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,7 @@ class Heatmap:
         '''Return `unaccounted` in units of the output's relevance, or an empty string if it is not known.'''
         if self.unaccounted is None:
             return ''
-        unaccounted = float(self.unaccounted) / abs(float(self.output)) if self.output else float(self.unaccounted)
-        if unaccounted == 0.:
-            return 'unaccounted 0'
-        return f'unaccounted {unaccounted:.0e}' if abs(unaccounted) < 1e-3 else f'unaccounted {unaccounted:.1%}'
+        return f'unaccounted {share(self.unaccounted, self.output)}'
 
 
 @dataclass(frozen=True)
@@ -80,28 +78,6 @@ def pixel_relevance(relevance):
     return relevance.sum(dim=-3)
 
 
-def patch_relevance(relevance, patch_size):
-    '''Sum relevance over the channels and over square patches.
-
-    Parameters
-    ----------
-    relevance: :py:class:`torch.Tensor`
-        Relevance of images, of shape ``(..., channels, height, width)``.
-    patch_size: int
-        Height and width of a patch in pixels. Has to divide both sides of the image.
-
-    Returns
-    -------
-    :py:class:`torch.Tensor`
-        Relevance of patches, of shape ``(..., height / patch_size, width / patch_size)``.
-    '''
-    pixels = pixel_relevance(relevance)
-    height, width = pixels.shape[-2:]
-    if patch_size < 1 or height % patch_size or width % patch_size:
-        raise ValueError(f'Patches of {patch_size} x {patch_size} pixels do not tile an image of {height} x {width}.')
-    return pixels.unflatten(-1, (-1, patch_size)).unflatten(-3, (-1, patch_size)).sum(dim=(-3, -1))
-
-
 def positive_share(relevance, mask):
     '''Share of the positive relevance that lies on a mask: 1 if all evidence for the target is found on the object.
 
@@ -124,39 +100,62 @@ def positive_share(relevance, mask):
     return torch.where(total > 0., (positive * mask).sum(dim=(-2, -1)) / total, 0.)
 
 
-def colorize(relevance, limit=None, cmap=COLORS):
-    '''Colour relevance, with the centre of the colour map at 0.
+def pixel_image(relevance, limit=None, clip=0., cmap=COLORS):
+    '''Draw relevance as an image with a pixel for each entry, by :py:func:`zennit.image.imgify`.
 
     Parameters
     ----------
     relevance: :py:class:`torch.Tensor`
-        Relevance of shape ``(height, width)``.
+        Relevance of shape ``(height, width)``, or with channels, ``(channels, height, width)``, which are summed.
     limit: float, optional
-        The absolute relevance from which on the colour is full. Default is the largest in the map.
+        The absolute relevance from which on the colour is full, e.g. to give several images one scale.
+    clip: float
+        If there is no `limit`, the share of the entries with the largest absolute relevance that get the full colour.
     cmap: str or :py:class:`zennit.cmap.ColorMap`
         Colour map as in :py:func:`zennit.image.get_cmap`.
+
+    Returns
+    -------
+    :py:class:`PIL.Image.Image`
+        The image, of `width` times `height`. ``save`` writes it.
+    '''
+    array = to_array(relevance)
+    array = array.sum(axis=0) if array.ndim == 3 else to_array(relevance, 2, '(height, width) or with channels first')
+    limit = limit_of([array], clip) if limit is None else limit
+    if not limit > 0.:
+        raise ValueError(f'limit is the relevance with the full colour and has to be positive, got {limit!r}.')
+    # imgify rounds down to 256 steps, of which the middle one, 128, is white
+    image = imgify(array, vmin=-128.5 / 127. * limit, vmax=126.5 / 127. * limit, cmap=cmap)
+    # Pillow resizes and saves images with a palette of bytes, not of an array, which Zennit gives it
+    image.putpalette(palette(cmap).tobytes())
+    return image
+
+
+def grey_or_rgb(image, limits=(0., 1.)):
+    '''Return an image as colours.
+
+    Parameters
+    ----------
+    image: :py:class:`torch.Tensor`
+        Image of shape ``(channels, height, width)`` with 1 or 3 channels.
+    limits: tuple[float, float]
+        The values of the image that are black and white.
 
     Returns
     -------
     :py:class:`numpy.ndarray`
         Colours between 0 and 1, of shape ``(height, width, 3)``.
     '''
-    array = np.asarray(relevance.detach().to('cpu', torch.float64))
-    if not np.isfinite(array).all():
-        raise ValueError('The relevance has entries that are infinite or not a number.')
-    limit = float(np.abs(array).max()) if limit is None else limit
-    # any limit shows an empty map white; the clip is for the last digit, matplotlib warns of it
-    return get_cmap(cmap)((array / (limit or 1.) + 1.) / 2.).clip(0., 1.)
-
-
-def _grey_or_rgb(image, limits):
     low, high = limits
+    if image.ndim != 3 or len(image) not in (1, 3) or not low < high:
+        raise ValueError(f'An image of shape (1 or 3, height, width) and limits (black, white) are needed; got '
+                         f'{tuple(image.shape)} and {limits}.')
     array = np.asarray(image.detach().to('cpu', torch.float64)).transpose(1, 2, 0)
     array = ((array - low) / (high - low)).clip(0., 1.)
     return np.broadcast_to(array, (*array.shape[:2], 3))
 
 
-def figure(rows, title='', shared=False, clip=.01, cmap=COLORS):
+def figure(rows, title='', shared=True, clip=.01, cmap=COLORS):
     '''Draw inputs beside their heatmaps.
 
     Parameters
@@ -166,8 +165,8 @@ def figure(rows, title='', shared=False, clip=.01, cmap=COLORS):
     title: str
         Written above.
     shared: bool
-        Whether the heatmaps of a row share a scale. Default is that each has its own, symmetric around 0, because
-        methods differ in magnitude.
+        Whether the heatmaps of a row share a scale. If not, each has its own, symmetric around 0, which compares where
+        methods put relevance, but not how much.
     clip: float
         Share of the pixels with the largest absolute relevance that get the full colour, so that one strong pixel does
         not hide all others.
@@ -183,23 +182,23 @@ def figure(rows, title='', shared=False, clip=.01, cmap=COLORS):
         raise ValueError('A figure needs rows, and the same methods in each of them.')
     methods = list(rows[0].heatmaps)
     # sizes in inches: 1.5 for a picture, above it room for the title and a line of names
-    result = Figure((1.75 * (1 + len(methods)) + .35, 1.8 * len(rows) + .5 + .3 * bool(title)), layout='constrained')
+    width = 1.75 * (1 + len(methods)) + .35
+    title, note = wrapped(title, width, 11), wrapped(_FOOTNOTE + shared * '; maps of a row share a scale', width, 7)
+    height = 1.8 * len(rows) + .38 + .2 * len(title.splitlines()) + .1 * bool(title) + .12 * len(note.splitlines())
+    result = Figure((width, height), layout='constrained')
     result.suptitle(title, fontsize=11)
-    result.supxlabel(_FOOTNOTE, fontsize=7, color='.3')
+    result.supxlabel(note, fontsize=7, color='.3')
     for axes, row in zip(result.subplots(len(rows), 1 + len(methods), squeeze=False), rows, strict=True):
-        limits = [_limit(row.heatmaps[name].relevance, clip) for name in methods]
-        _draw_row(axes, row, methods, [max(limits)] * len(limits) if shared else limits, cmap)
+        maps = [to_array(row.heatmaps[name].relevance, 2, '(height, width)') for name in methods]
+        limits = [limit_of(maps if shared else [array], clip) for array in maps]
+        _draw_row(axes, row, methods, limits, cmap)
     for axis, name in zip(result.axes, ['input', *methods], strict=False):
         axis.set_title(name, fontsize=10)
     return result
 
 
-def _limit(relevance, clip):
-    return float(relevance.detach().double().abs().flatten().quantile(1. - clip))
-
-
 def _draw_row(axes, row, methods, limits, cmap):
-    _draw(axes[0], _grey_or_rgb(row.image, row.limits))
+    _draw(axes[0], grey_or_rgb(row.image, row.limits))
     axes[0].set_ylabel(row.label, fontsize=10)
     for axis, name, limit in zip(axes[1:], methods, limits, strict=True):
         _draw(axis, colorize(row.heatmaps[name].relevance, limit, cmap))

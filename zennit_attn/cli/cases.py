@@ -1,0 +1,115 @@
+'''A case: a model, an input and a target, ready to be explained.'''
+from dataclasses import dataclass
+
+import torch
+from zennit.composites import COMPOSITES
+
+from ..attribution import call
+from ..canonizers import AttentionCanonizer
+from ..conservation import audit
+from ..structures import rebuilt, tensors_of
+from . import inputs, targets
+from .models import Loaded, load
+from .usage import UsageError, blaming
+
+_TOLERANCES = {'float64': 1e-6, 'float32': 1e-3}
+
+
+@dataclass
+class Case:
+    '''What is explained.
+
+    Attributes
+    ----------
+    loaded: :py:class:`~zennit_attn.cli.models.Loaded`
+        The model.
+    input: tensor, tuple or dict
+        Its input.
+    embedding: tuple[str, :py:class:`torch.nn.Module`] or None
+        The name and module from whose output it is explained.
+    options: :py:class:`argparse.Namespace`
+        The command's.
+    '''
+    loaded: Loaded
+    input: object
+    embedding: tuple
+    options: object
+    places: list = None
+    output: torch.Tensor = None
+
+    def __post_init__(self):
+        dtype = getattr(torch, self.options.dtype)
+        with blaming(f'can not compute on {self.options.device!r}'):
+            self.loaded.model.to(self.options.device, dtype)
+            self.input = rebuilt(inputs.cast(self.input, dtype), lambda tensor: tensor.to(self.options.device))
+        self._predict()
+
+    def _predict(self):
+        '''Run the model as it is, so that what is wrong with an input is not blamed on the explanation.'''
+        with torch.no_grad(), blaming(f'the model does not take this input ({inputs.shapes(self.input)})'):
+            self.output = call(self.loaded.model, self.input, select=targets.select(self.options.part))[0]
+        if self.output.ndim == 0:
+            raise UsageError('the model returns a single number; it needs a first dimension for the samples')
+        if not torch.isfinite(self.output).all():
+            raise UsageError('the output of the model is infinite or not a number: there is nothing to explain (try '
+                             '--dtype float64, or look at the checkpoint)')
+        default = 'last' if self.embedding is not None and self.output.ndim == 3 else 'max'
+        self.places = targets.indices(self.options.target or default, self.output)
+
+    @property
+    def target(self):
+        '''The target in words.'''
+        return targets.describe(self.places, self.loaded.labels)
+
+    @property
+    def tolerance(self):
+        '''The largest share of the output that may be unaccounted.'''
+        given = self.options.tolerance
+        return _TOLERANCES.get(self.options.dtype, .1) if given is None else given
+
+    def _arguments(self):
+        return {'embedding': self.embedding and self.embedding[1], 'select': targets.select(self.options.part)}
+
+    def audit(self, name, unknown=None):
+        '''Measure where all relevance goes under a composite.'''
+        composite = self.composite(name, unknown or self.options.unknown)
+        return audit(self.loaded.model, composite, self.input, targets.relevance_of(self.places), **self._arguments())
+
+    def relevance(self, name):
+        '''Return the relevance of the input, or of the embedding's output.'''
+        composite = self.composite(name, self.options.unknown)
+        input = rebuilt(self.input, lambda tensor: tensor.clone().requires_grad_(tensor.is_floating_point()))
+        with composite.context(self.loaded.model), torch.enable_grad():
+            output, leaves = call(self.loaded.model, input, **self._arguments())
+            sources = leaves or [tensor for tensor in tensors_of(input) if tensor.requires_grad]
+            return torch.autograd.grad(output, sources, targets.relevance_of(self.places)(output))[0].detach()
+
+    def composite(self, name, unknown):
+        '''Return a composite by its name, with the canonizer that lets it work on attention.'''
+        settings = dict(self.options.composite_settings)
+        with blaming(f'composite {name} can not be made of {settings}; it may need --composite-set NAME=VALUE'):
+            return COMPOSITES[name](canonizers=[AttentionCanonizer(unknown=unknown)], **settings)
+
+    def is_open(self, ledger):
+        '''Whether more than the tolerance is unaccounted.'''
+        closed = ledger.unaccounted.abs() <= self.tolerance * ledger.output.abs()
+        return not bool(closed.all())
+
+
+def model_of(options):
+    '''Load the model that the options name.'''
+    return load(options.model, options.checkpoint, options.pretrained, options.settings, options.seed)
+
+
+def heading(case, options):
+    '''Write what is explained.'''
+    model = case.loaded.model
+    count = sum(parameter.numel() for parameter in model.parameters())
+    lines = [f'model    {options.model} ({type(model).__name__}, {count:,} parameters)',
+             f'weights  {case.loaded.weights}', f'input    {inputs.shapes(case.input)}',
+             f'target   {case.target} of output {"x".join(map(str, case.output.shape))}']
+    if not targets.relevance_of(case.places)(case.output).any():
+        lines.append('         which is 0: there is no relevance')
+    if case.embedding is not None:
+        lines.append(f'from     {case.embedding[0]}, the embedding: token ids carry no relevance')
+    return '\n'.join(lines)

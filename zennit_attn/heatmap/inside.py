@@ -1,0 +1,209 @@
+'''Relevance inside of a model: what arrives at the inputs, the outputs and the operators of its modules.'''
+import re
+from collections import Counter
+from difflib import get_close_matches
+
+import torch
+
+from ..attribution import call
+from ..canonizers.attention import engine_of
+from ..domains import twin_of
+from ..structures import rebuilt, tensors_of
+
+
+def relevance_at(model, composite, input, modules, attr_output=None, at='output', embedding=None, select=None):
+    '''Explain a model and return the relevance that arrives inside of it.
+
+    Parameters
+    ----------
+    model: :py:class:`torch.nn.Module`
+        The model.
+    composite: :py:class:`zennit.core.Composite`
+        The composite.
+    input: :py:class:`torch.Tensor`, tuple or mapping
+        Input of the model, as for :py:func:`~zennit_attn.conservation.audit`.
+    modules: str or list[str]
+        Dotted names of modules, in which ``*`` stands for any one part, such as ``'blocks.*.attn.proj'``.
+    attr_output: :py:class:`torch.Tensor` or callable, optional
+        Relevance of the output, or a function of the output. Default is the output itself.
+    at: str
+        ``'output'`` is what arrives at the tensor that a module returns, ``'input'`` what a module passes on to the
+        tensor that it takes. The name of a function as in the operator table of an audit, such as ``'matmul'`` or
+        ``'scaled_dot_product_attention'``, is what arrives at what it returns in the modules' own code.
+    embedding, select: optional
+        As for :py:func:`~zennit_attn.conservation.audit`.
+
+    Returns
+    -------
+    dict[str, :py:class:`torch.Tensor`]
+        Relevance by the name of the module, in the order of the calls, each of the shape of the tensor. What ran more
+        than once has ``[0]``, ``[1]``... after its name.
+
+    Raises
+    ------
+    ValueError
+        If no module has such a name, or there is not one tensor that carries relevance.
+    '''
+    input = rebuilt(input, lambda tensor: tensor.detach().clone())
+    patterns = [modules] if isinstance(modules, str) else list(modules)
+    names = {pattern: _matching(model, pattern) for pattern in patterns}
+    with composite.context(model), torch.enable_grad():
+        watch = _Watch(model, engine_of(model), set().union(*names.values()), at)
+        try:
+            _explain(model, input, attr_output, embedding, select)
+        finally:
+            watch.remove()
+    for pattern, matches in names.items():
+        if not any(slot.name in matches for slot in watch.slots):
+            raise ValueError(f'No relevance passes the {at} of {pattern!r}: it did not run, is viewed as a constant, '
+                             'or lies inside a module that has a rule. audit(...).operator_table() says what ran.')
+    return watch.relevances()
+
+
+def _matching(model, pattern):
+    expression = re.compile('[^.]*'.join(map(re.escape, pattern.split('*'))))
+    names = [name for name, _ in model.named_modules()]
+    matches = {name for name in names if expression.fullmatch(name)}
+    if not matches:
+        close = get_close_matches(pattern, names, n=3) or list(filter(None, names))[:3]
+        raise ValueError(f'{type(model).__name__} has no module {pattern!r}; it has, among others, '
+                         f'{", ".join(map(repr, close))}.')
+    return matches
+
+
+def _explain(model, input, attr_output, embedding, select):
+    sources = [] if embedding is not None else [
+        tensor.requires_grad_() for tensor in tensors_of(input) if tensor.is_floating_point()]
+    output, leaves = call(model, input, embedding, select)
+    relevance = output if attr_output is None else attr_output(output) if callable(attr_output) else attr_output
+    if relevance.shape != output.shape:
+        raise ValueError(f'attr_output has shape {tuple(relevance.shape)}, but the output has {tuple(output.shape)}; '
+                         'pass relevance for every element of the output, e.g. a one-hot target')
+    torch.autograd.grad(output, leaves or sources, relevance.detach().to(output.dtype), allow_unused=True)
+
+
+class _Slot:
+    '''The tensors of one call of a module, and the relevance that arrives at them.'''
+    def __init__(self, name):
+        self.name = name
+        self.values = []
+        self.arrived = {}
+
+    def watch(self, tensor, engine):
+        '''Keep what arrives at a tensor; without an engine, relevance takes the place of the gradient.'''
+        index, value = len(self.values), tensor.detach().clone()
+        self.values.append(value)
+        if engine is None:
+            tensor.register_hook(lambda relevance: self.add(index, relevance))
+            return
+        tensor.register_hook(lambda grad: self.add(index, torch.where(grad == 0, 0., value * grad)))
+        # what the next module's rule takes in the relevance domain does not pass the tensor, but its twin
+        twin = twin_of(tensor)
+        if twin is not None:
+            twin.register_hook(lambda relevance: self.add(index, relevance))
+
+    def add(self, index, relevance):
+        self.arrived[index] = self.arrived.get(index, 0.) + relevance.detach()
+
+    def relevance(self, at):
+        '''Return what arrived at the one tensor of the call.'''
+        if len(self.arrived) > 1:
+            raise ValueError(f'Relevance passes {len(self.arrived)} tensors at the {at} of {self.name!r}, not one; '
+                             'choose modules that take or return one tensor that carries relevance.')
+        index, relevance = next(iter(self.arrived.items()), (0, None))
+        return torch.zeros_like(self.values[index]) if relevance is None else relevance
+
+
+class _Watch:
+    '''Hooks on modules, or a recorder of operators, that keep relevance.'''
+    def __init__(self, model, engine, names, at):
+        self.engine = engine
+        self.names = names
+        self.at = at
+        self.slots = []
+        self.handles = []
+        if at not in ('input', 'output'):
+            self._record()
+            return
+        for name, module in model.named_modules():
+            if name in names:
+                self.handles.append(self._hook(name, module))
+
+    def _record(self):
+        if self.engine is None:
+            raise ValueError(f'at={self.at!r} names an operator, which takes a composite with AttentionCanonizer.')
+        self.engine.recorder = self
+
+    def _hook(self, name, module):
+        if self.at == 'output':
+            return module.register_forward_hook(lambda module, args, output: self._replaced(name, output))
+        return module.register_forward_pre_hook(
+            lambda module, args, kwargs: self._replaced(name, (args, kwargs)), with_kwargs=True)
+
+    def _replaced(self, name, tree):
+        '''Watch clones of all tensors that carry relevance: who else uses a tensor does not count.'''
+        slot, clones = _Slot(name), {}
+
+        def replace(tensor):
+            if not tensor.requires_grad:
+                return tensor
+            if id(tensor) not in clones:
+                clones[id(tensor)] = tensor.clone()
+                self._watch(slot, clones[id(tensor)])
+            return clones[id(tensor)]
+        return rebuilt(tree, replace)
+
+    def _watch(self, slot, tensor):
+        with torch._C.DisableTorchFunction():
+            slot.watch(tensor, self.engine)
+        if slot not in self.slots:
+            self.slots.append(slot)
+
+    def remove(self):
+        '''Stop watching.'''
+        for handle in self.handles:
+            handle.remove()
+        if self.engine is not None and self.engine.recorder is self:
+            self.engine.recorder = None
+
+    def relevances(self):
+        '''Return the relevance of each call by the name of its module.'''
+        calls, seen, found = Counter(slot.name for slot in self.slots), Counter(), {}
+        for slot in self.slots:
+            key = slot.name if calls[slot.name] == 1 else f'{slot.name}[{seen[slot.name]}]'
+            seen[slot.name] += 1
+            found[key] = slot.relevance(self.at)
+        return found
+
+    # ---- what the engine reports, in the place of a recorder --------------------------------------------------------
+
+    def begin(self, call, module, hook):
+        '''An operator runs; return what is told its results.'''
+        running = self.engine.where.running_module()
+        name = '' if running is self.engine.root else self.engine.where.name_of(running)
+        return _Operator(self, name, call) if call.operator.name == self.at and name in self.names else None
+
+    def stabilizer(self, where):
+        '''What stabilizers absorb is not kept.'''
+
+    def rule(self, where, module, hook):
+        '''What rules absorb is not kept.'''
+
+
+class _Operator:
+    '''One call of a watched operator.'''
+    def __init__(self, watch, name, call):
+        self.watch = watch
+        self.name = name
+        self.call = call
+        self.slot = _Slot(name)
+
+    def returned(self, output):
+        '''The operator has returned, in the gradient domain.'''
+        output = self.call.args[0] if output is None or self.call.inplace else output
+        for tensor in tensors_of(output):
+            if tensor.requires_grad:
+                self.watch._watch(self.slot, tensor)
+
+    def moved(self, outputs):
+        '''The operator was repeated in the relevance domain, of which the slot knows already.'''
