@@ -1,10 +1,12 @@
-'''Three attention models as one finds them in papers' code: PyTorch and einops, no word about relevance.'''
+'''Attention models as one finds them in papers' code: PyTorch and einops, no word about relevance.'''
 import math
 
 import torch
 from einops import rearrange, repeat
 from einops.layers.torch import Rearrange
 from torch import nn
+
+from ..attention import MultiheadAttention
 
 # A vision transformer in the manner of lucidrains.
 
@@ -205,11 +207,15 @@ class PerformerClassifier(nn.Module):
         )
         self.pos_emb = nn.Parameter(torch.randn((image_size // 4) ** 2, dim) * .02)
         self.layers = nn.ModuleList([
-            nn.ModuleList([PerformerAttention(dim, heads, dim_head, nb_features), FeedForward(dim, mlp_dim)])
+            nn.ModuleList([self.attention(dim, heads, dim_head, nb_features), FeedForward(dim, mlp_dim)])
             for _ in range(depth)
         ])
         self.norm = nn.LayerNorm(dim)
         self.to_logits = nn.Linear(dim, num_classes)
+
+    def attention(self, dim, heads, dim_head, nb_features):
+        '''Return the attention of a layer.'''
+        return PerformerAttention(dim, heads, dim_head, nb_features)
 
     def forward(self, img):
         x = rearrange(self.to_tokens(img), 'b d h w -> b (h w) d')
@@ -218,3 +224,24 @@ class PerformerClassifier(nn.Module):
             x = x + attn(x)
             x = x + ff(x)
         return self.to_logits(self.norm(x).mean(dim=1))
+
+
+# The same with the attention of torch.nn.MultiheadAttention, written with einsum.
+
+class SelfAttention(nn.Module):
+    '''Pre-norm multi-head attention of a sequence to itself.'''
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.attend = MultiheadAttention(dim, heads, batch_first=True)
+
+    def forward(self, x):
+        x = self.norm(x)
+        return self.attend(x, x, x, need_weights=False)[0]
+
+
+class MultiheadClassifier(PerformerClassifier):
+    '''The patches, positions, perceptrons and head of `PerformerClassifier` around softmax attention.'''
+    def attention(self, dim, heads, dim_head, nb_features):
+        '''Return the attention of a layer.'''
+        return SelfAttention(dim, heads)

@@ -10,6 +10,8 @@ from . import DEMOS, DIGITS
 from .data import Samples, digits, scenes
 
 BATCH = 128
+#: Distance of the seeds of the scenes of two trainings.
+SEEDS = 10 ** 6
 
 
 def jittered(samples, generator):
@@ -22,14 +24,14 @@ def jittered(samples, generator):
     return Samples(images[:, None] + .15 * torch.randn(samples.images.shape, generator=generator), samples.labels)
 
 
-def batches(demo):
+def batches(demo, seed=0, batch=BATCH, size=32):
     '''Yield the batches of a training: scenes that are never seen twice, or digits in random order and place.'''
     if demo.classes is not DIGITS:
-        yield from (scenes(BATCH, step) for step in range(demo.steps))
+        yield from (scenes(batch, seed * SEEDS + step, size) for step in range(demo.steps))
         return
-    source, generator = digits('train'), torch.Generator().manual_seed(0)
+    source, generator = digits('train'), torch.Generator().manual_seed(seed)
     for _ in range(demo.steps):
-        chosen = torch.randint(len(source), (BATCH,), generator=generator)
+        chosen = torch.randint(len(source), (batch,), generator=generator)
         yield jittered(source[chosen], generator)
 
 
@@ -41,7 +43,7 @@ def train(demo, seed=0):
     demo: :py:class:`~zennit_attn.demo.Demo`
         Which model, for how many steps.
     seed: int
-        Seed of the initial parameters.
+        Seed of the initial parameters and of the batches.
 
     Returns
     -------
@@ -49,18 +51,40 @@ def train(demo, seed=0):
         The trained model.
     '''
     torch.manual_seed(seed)
-    model = demo.build().train()
+    return fit(demo.build(), batches(demo, seed), demo.steps, demo.rate)
+
+
+def fit(model, samples, steps, rate):
+    '''Train a classifier.
+
+    Parameters
+    ----------
+    model: :py:class:`torch.nn.Module`
+        The model, which is changed.
+    samples: iterable of :py:class:`~zennit_attn.demo.data.Samples`
+        The batches, one for each step.
+    steps: int
+        Number of training steps.
+    rate: float
+        Peak learning rate.
+
+    Returns
+    -------
+    :py:class:`torch.nn.Module`
+        The trained model, in evaluation mode.
+    '''
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, demo.rate, total_steps=demo.steps, pct_start=.15)
-    for step, samples in enumerate(batches(demo)):
-        loss = cross_entropy(model(samples.images), samples.labels)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=.15)
+    for step, batch in enumerate(samples):
+        loss = cross_entropy(model(batch.images), batch.labels)
         optimizer.zero_grad()
         loss.backward()
         clip_grad_norm_(model.parameters(), 1.)
         optimizer.step()
         schedule.step()
         if step % 200 == 0:
-            print(f'  step {step:4d} of {demo.steps}  loss {loss.item():.3f}', flush=True)
+            print(f'  step {step:4d} of {steps}  loss {loss.item():.3f}', flush=True)
     return model.eval()
 
 
