@@ -3,6 +3,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import re
 import shlex
 import tomllib
@@ -131,7 +132,7 @@ def slugs(text):
 def leads_somewhere(page, target):
     '''Whether a link from a page finds its file, and the heading in it.'''
     path, _, anchor = target.partition('#')
-    file = (page.parent / path) if path else page
+    file = Path(os.path.normpath(page.parent / path)) if path else page
     if not file.exists() and file.is_relative_to(DOCS / 'notebooks'):
         return (ROOT / file.relative_to(DOCS)).exists()
     return file.exists() and (not anchor or anchor in slugs(file.read_text()))
