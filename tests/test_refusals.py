@@ -14,7 +14,7 @@ from zennit.rules import Epsilon, ZPlus
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnLRP
 from zennit_attn.conservation import audit
-from zennit_attn.errors import AttributionError
+from zennit_attn.errors import AttributionError, NoRelevance
 from zennit_attn.layers import Einsum, Multiply
 
 SHAPE = (3, TOKENS, DIM)
@@ -366,3 +366,32 @@ def test_next_explanation_after_a_refusal_is_right(composite):
         assert equal_maps(attributor(input.clone(), one_hot)[1], expected)
     assert_restored(before, model)
     assert equal_maps(explain(model, input, composite)[1], expected)
+
+
+class AuxiliaryLoss(nn.Module):
+    '''Code that computes a loss beside its output, as routers and language models do.'''
+    def __init__(self):
+        super().__init__()
+        self.fc, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        y = self.fc(x).relu()
+        logits = self.head(y)
+        classes = torch.zeros(len(x), dtype=torch.long)
+        return logits, nn.functional.mse_loss(y, x) + nn.functional.cross_entropy(logits, target=classes)
+
+
+class Last(nn.Module):
+    def forward(self, outputs):
+        return outputs[-1].reshape(1)
+
+
+def test_auxiliary_loss_is_no_obstacle():
+    torch.manual_seed(0)
+    model, x = AuxiliaryLoss().double(), torch.randn(2, 6, dtype=torch.float64)
+    ledger = audit(model, CPLRP(), x, torch.ones_like, select=lambda output: output[0])
+    plain = audit(nn.Sequential(model.fc, nn.ReLU(), model.head), CPLRP(), x, torch.ones_like)
+    assert torch.allclose(ledger.input, plain.input, rtol=1e-9)
+    assert (ledger.unaccounted.abs() <= 1e-9 * ledger.output.abs()).all()
+    with pytest.raises(NoRelevance, match='mse_loss|cross_entropy'):
+        audit(nn.Sequential(model, Last()), CPLRP(), x)

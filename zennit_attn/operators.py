@@ -127,6 +127,10 @@ NAMES = {
         ifloordiv igammac inv inv_ex inverse modified_bessel_i0 modified_bessel_k0 modified_bessel_k1 multigammaln
         mvlgamma native_norm ndtri pinv pinverse polygamma psi scaled_modified_bessel_k0 scaled_modified_bessel_k1
         spherical_bessel_j0 tensorinv zeta
+        binary_cross_entropy binary_cross_entropy_with_logits cosine_embedding_loss cross_entropy ctc_loss
+        gaussian_nll_loss hinge_embedding_loss huber_loss kl_div l1_loss linear_cross_entropy margin_ranking_loss
+        mse_loss multi_margin_loss multilabel_margin_loss multilabel_soft_margin_loss nll_loss poisson_nll_loss
+        smooth_l1_loss soft_margin_loss triplet_margin_loss triplet_margin_with_distance_loss
         ''',
     Kind.ACTIVATION: '''
         abs absolute arcsin arcsinh arctan arctanh asin asinh atan atanh celu elu erf erfinv expm1 gelu hardshrink

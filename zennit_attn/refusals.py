@@ -2,12 +2,6 @@
 
 # A reason is one clause, which ends an error message; the names are base names, as in the one table.
 GROUPS = {
-    'it is a loss, which compares the output with a target; explain the output itself': '''
-        binary_cross_entropy binary_cross_entropy_with_logits cosine_embedding_loss cross_entropy ctc_loss
-        gaussian_nll_loss hinge_embedding_loss huber_loss kl_div l1_loss linear_cross_entropy margin_ranking_loss
-        mse_loss multi_margin_loss multilabel_margin_loss multilabel_soft_margin_loss nll_loss poisson_nll_loss
-        smooth_l1_loss soft_margin_loss triplet_margin_loss triplet_margin_with_distance_loss
-        ''',
     'it draws at random; draw from a tensor that does not depend on the input, and add or multiply that': '''
         binomial cauchy exponential geometric log_normal normal poisson random uniform
         ''',

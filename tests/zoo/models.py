@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from zennit_attn.canonizers import AttentionCanonizer
-from zennit_attn.errors import UnsupportedOperator, UntrackedTensor
+from zennit_attn.errors import UntrackedTensor
 
 from .papers import PAPERS
 from .published import COMPOSITES, IMAGES, LARGE_IMAGES, TOKENS, Model, Wrapped, construct, in_its_precision
@@ -364,7 +364,7 @@ X_TRANSFORMERS = [
     # softclamp is a TorchScript function.
     x_transformers('attn_softclamp_logits', refused=dict.fromkeys(COMPOSITES, (UntrackedTensor, 'TorchScript')),
                    remedy={'cp_lrp': accepting_gradients}),
-    x_transformers('gate_residual', refused=dict.fromkeys(COMPOSITES, (UnsupportedOperator, 'gru_cell'))),
+    x_transformers('gate_residual'),
     x_transformers(attn_num_mem_kv=3),
     x_transformers(attn_sparse_topk=3),
     x_transformers(attn_kv_heads=1),
