@@ -20,11 +20,12 @@ from torch import nn
 from zennit.attribution import Gradient
 from zennit.canonizers import Canonizer
 from zennit.composites import EpsilonPlusFlat, LayerMapComposite
+from zennit.core import RemovableHandle
 from zennit.rules import Epsilon
 from zennit.types import Linear
 
 from zennit_attn.canonizers import AttentionCanonizer
-from zennit_attn.composites import CPLRP, AttnLRP
+from zennit_attn.composites import CPLRP, AttnLRP, CPLRPGamma
 from zennit_attn.conservation import audit
 
 OURS, BOTH = ('zennit_attn',), ('zennit_attn', 'zennit')
@@ -341,3 +342,22 @@ def test_what_is_left_behind_is_seen():
     with pytest.raises(AssertionError, match='leaves'):
         bench.check('nowhere')
     small.cache_clear()
+
+
+@pytest.mark.parametrize('number', range(4))
+def test_interrupted_composite_finishes_its_removal(number, monkeypatch):
+    model, _ = build(next(iter(PROBLEMS)))
+    before, composite = Snapshot(model), CPLRPGamma()
+    composite.register(model)
+    remove, calls = RemovableHandle.remove, itertools.count()
+
+    def interrupted(handle):
+        if next(calls) == number:
+            raise KeyboardInterrupt
+        remove(handle)
+
+    monkeypatch.setattr(RemovableHandle, 'remove', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        composite.remove()
+    assert_restored(before, model)
+    assert not composite.handles

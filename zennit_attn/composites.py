@@ -85,6 +85,14 @@ class AttentionComposite(LayerMapComposite):
             self.remove()
             raise
 
+    def remove(self):
+        '''Remove the rules and canonizers; what an interruption left undone is done before it is raised.'''
+        try:
+            super().remove()
+        except BaseException:
+            super().remove()
+            raise
+
     def inactive(self):
         '''Not supported: rules here are the way operators run, not only how modules propagate.
 
