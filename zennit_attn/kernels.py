@@ -273,7 +273,7 @@ def _softmax(scores, mask):
 
 
 #: Numbers of the map that are in memory at a time: what a CPU's cache holds, and what keeps an accelerator busy.
-BLOCK = {'cpu': 2 ** 20, 'cuda': 2 ** 26}
+BLOCK = {'cpu': 2 ** 19, 'cuda': 2 ** 26}
 #: Rows that a block has at least, so that its products are worth a call.
 BLOCK_ROWS = 32
 
