@@ -299,6 +299,34 @@ def without_grad(function):
         return function()
 
 
+def largest_of_places(x, index, src):
+    '''The elementwise maximum of `x` and what an index of tokens puts there.'''
+    columns = [torch.stack([x[:, i], *(src[:, j] for j in range(5) if index[j] == i)]).amax(0) for i in range(5)]
+    return torch.stack(columns, 1)
+
+
+# Functions that the replica does not know, each beside the same written with others.
+WRITTEN_OUT = {
+    'scatter_reduce sum': (lambda m, y: y.scatter_reduce(1, along_tokens(y), m.fc2(y), 'sum'),
+                           lambda m, y: y.scatter_add(1, along_tokens(y), m.fc2(y))),
+    'scatter_reduce mean': (
+        lambda m, y: m.w[:5].expand(3, 5, 12).scatter_reduce(1, along_tokens(y), y, 'mean', include_self=False),
+        lambda m, y: torch.stack([(y[:, 0] + y[:, 4]) / 2, y[:, 2], y[:, 1], m.w[3].expand(3, 12), y[:, 3]], 1)),
+    'scatter_reduce amax': (
+        lambda m, y: torch.scatter_reduce(y, 1, along_tokens(y), m.fc2(y), 'amax'),
+        lambda m, y: largest_of_places(y, STEPS, m.fc2(y))),
+    'scatter_reduce_ amin': (
+        lambda m, y: m.fc2(y).scatter_reduce_(1, along_tokens(y), y, reduce='amin', include_self=True),
+        lambda m, y: -largest_of_places(-m.fc2(y), STEPS, -y)),
+    'scatter_reduce with ties': (
+        lambda m, y: y.scatter_reduce(1, torch.arange(5)[None, :, None].expand_as(y), y, 'amax'), lambda m, y: y * 1.),
+    'index_reduce': (lambda m, y: torch.index_reduce(y, 1, STEPS, m.fc2(y), 'amax'),
+                     lambda m, y: largest_of_places(y, STEPS, m.fc2(y))),
+    'quantile': (lambda m, y: y.quantile(.4, dim=1, keepdim=True) + torch.quantile(y, .125, dim=1, keepdim=True),
+                 lambda m, y: (lambda z: 0.4 * z[:, 1:2] + .6 * z[:, 1:2] + (z[:, :1] + z[:, 1:2]) / 2
+                               + .6 * (z[:, 2:3] - z[:, 1:2]))(y.sort(dim=1)[0])),
+}
+
 HIDDEN = {
     'item': (lambda m, y: y * y.abs().max().item(), lambda m, y: y * y.abs().max().detach()),
     'float': (lambda m, y: y * float(y.detach().std()), lambda m, y: y * y.std().detach()),
@@ -312,7 +340,12 @@ HIDDEN = {
 }
 
 ODD = {
-    'scatter_reduce': lambda m, y: torch.zeros_like(y).scatter_reduce(1, along_tokens(y), y, 'sum'),
+    'scatter_reduce prod': lambda m, y: torch.ones_like(y).scatter_reduce(1, along_tokens(y), y, 'prod'),
+    'scatter twice': lambda m, y: torch.zeros_like(y).scatter(1, along_tokens(y), y),
+    'setitem twice': lambda m, y: assign(m.fc2(y), ((slice(None), [0, 0]), y[:, :2])),
+    'index_put twice': lambda m, y: m.fc2(y).index_put((torch.tensor([1, 1]),), y[:2]),
+    'index_copy twice': lambda m, y: m.fc2(y).index_copy(1, torch.tensor([1, 1]), y[:, :2]),
+    'put twice': lambda m, y: m.fc2(y).put(torch.tensor([7, -173]), y[0, 0, :2]),
     'frac': lambda m, y: y.frac(),
     'remainder': lambda m, y: y % 1.0,
     'fmod': lambda m, y: torch.fmod(y, 1.),

@@ -57,6 +57,14 @@ def test_snippet_that_leaves_torch(name, composite):
     check(snippet, composite, equivalent)
 
 
+@every_composite
+@pytest.mark.filterwarnings('ignore:index_reduce.* is in beta')
+@pytest.mark.parametrize('name', snippets.WRITTEN_OUT)
+def test_snippet_that_the_replica_is_shown_written_out(name, composite):
+    snippet, equivalent = snippets.WRITTEN_OUT[name]
+    check(snippet, composite, equivalent)
+
+
 @pytest.mark.parametrize('name', snippets.ODD)
 def test_odd_snippet_is_refused_by_name_or_conserves(name):
     '''Never silently wrong: the message names the function and the module, or the ledger closes.'''
@@ -65,7 +73,7 @@ def test_odd_snippet_is_refused_by_name_or_conserves(name):
     try:
         ledger = audit(model, CPLRP(), input, one_hot)
     except AttributionError:
-        with pytest.raises(AttributionError, match=f'(?s)Host.*({name})'):
+        with pytest.raises(AttributionError, match=f'(?s)Host.*({name.split()[0]})'):
             explain(model, 'cp_lrp', input)
     else:
         assert (ledger.unaccounted.abs() <= 1e-9 * ledger.output.abs()).all(), str(ledger)

@@ -253,6 +253,9 @@ BESIDE = {
     'scatter': lambda m, y: y.scatter(1, torch.ones(3, 1, 12, dtype=torch.long), 0.5),
     'masked_scatter': lambda m, y: y.masked_scatter(y > 0, m.w.expand(3, 12, 12).reshape(-1)),
     'index_put': lambda m, y: y.index_put((torch.arange(3), torch.tensor([1, 2, 2])), m.v, accumulate=True),
+    'index_put, accumulate by position': lambda m, y: torch.index_put(
+        y, (torch.arange(3), torch.tensor([1, 2, 2])), m.v, True),
+    'put': lambda m, y: y.put(torch.tensor([3, 3, 40]), m.v[:3], True) + y.put(torch.tensor([5]), y[0, 1, :1], True),
     'copy_ into a view': lambda m, y: (lambda z: (z[:, 0].copy_(m.v), z)[1])(y.clone()),
     'fill_ of a view': lambda m, y: (lambda z: (z[:, 0].fill_(0.3), z)[1])(y.clone()),
     'detached half': lambda m, y: torch.cat([y.detach(), y], 1),

@@ -5,8 +5,11 @@ from types import FunctionType
 import torch
 from torch.nn import functional
 
-from .errors import UnsupportedModule
 from .kernels import blank_rows, per_channel
+
+
+class Unwritten(Exception):
+    '''A case of a function that no composition is written for: why, and what to use instead.'''
 
 
 def _glu(x, dim=-1):
@@ -71,6 +74,37 @@ def _renorm(x, p, dim, maxnorm):
     return x * torch.where(norm > maxnorm, maxnorm / (norm + 1e-7), 1.)
 
 
+def _scatter_reduce(x, dim, index, src, reduce, *, include_self=True):
+    src = src[tuple(slice(size) for size in index.shape)]
+    if reduce in ('amax', 'amin'):
+        return _scatter_extremum(x, dim, index, src, reduce, include_self)
+    if reduce not in ('sum', 'mean'):
+        raise Unwritten(f'scatter_reduce and index_reduce have no rule for {reduce!r}; use sum, mean, amax or amin')
+    x = x if include_self else x.scatter(dim, index, 0.)
+    total = x.scatter_add(dim, index, src)
+    if reduce == 'sum':
+        return total
+    count = torch.ones_like(x.detach())
+    count = count if include_self else count.scatter(dim, index, 0.)
+    return total / count.scatter_add(dim, index, torch.ones_like(src.detach()))
+
+
+def _scatter_extremum(x, dim, index, src, reduce, include_self):
+    '''Those that equal the extremum share, as torch's gradient has it.'''
+    best = x.detach().scatter_reduce(dim, index, src.detach(), reduce, include_self=include_self)
+    own = x.detach() == best
+    own = own if include_self else own.scatter(dim, index, False)
+    chosen = src.detach() == best.gather(dim, index)
+    share = 1 / own.to(x.dtype).scatter_add(dim, index, chosen.to(x.dtype))
+    src = torch.where(chosen, src, 0.) * share.gather(dim, index)
+    return (torch.where(own, x, 0.) * share).scatter_add(dim, index, src)
+
+
+def _index_reduce(x, dim, index, source, reduce, *, include_self=True):
+    places = index.reshape([-1 if axis == dim % x.ndim else 1 for axis in range(x.ndim)]).expand(source.shape)
+    return _scatter_reduce(x, dim, places, source, reduce, include_self=include_self)
+
+
 def _lstm_step(gates, hidden, w_hh, b_hh, w_hr=None):
     h, c = hidden
     i, f, g, o = (gates + functional.linear(h, w_hh, b_hh)).chunk(4, -1)
@@ -107,7 +141,7 @@ def _recurrence(step):
     '''All layers and directions of a recurrent network, step by step, so that its gates are seen.'''
     def run(x, hx, params, biases, layers, dropout, train, bidirectional, batch_first=False):
         if isinstance(hx, torch.Tensor) and not isinstance(params, (list, tuple)):
-            raise UnsupportedModule('a recurrence over a packed sequence has no rule; pad to one length instead')
+            raise Unwritten('a recurrence over a packed sequence has no rule; pad to one length instead')
         states = (hx,) if isinstance(hx, torch.Tensor) else tuple(hx)
         x = x.transpose(0, 1) if batch_first else x
         directions, last = 2 if bidirectional else 1, []
@@ -153,6 +187,7 @@ COMPOSITIONS = {
     'batch_norm': _batch_norm, 'instance_norm': _instance_norm, 'threshold': _threshold, 'renorm': _renorm,
     'lstm': _recurrence(_lstm_step), 'lstm_cell': _cell(_lstm_step), 'gru': _recurrence(_gru_step),
     'gru_cell': _cell(_gru_step), 'rnn_tanh': _recurrence(_tanh_step), 'rnn_tanh_cell': _cell(_tanh_step),
+    'scatter_reduce': _scatter_reduce, 'index_reduce': _index_reduce,
     'rnn_relu': _recurrence(_relu_step), 'rnn_relu_cell': _cell(_relu_step),
 }
 

@@ -417,7 +417,7 @@ class Engine(TorchFunctionMode):
             role = call.operator.name
         elif len(call.operands) == 1 and (kind is Kind.REARRANGE or _scales(call)):
             role = self.role(call.operands[0])
-        moves = kind in (Kind.REARRANGE, Kind.SELECT) and not call.kwargs.get('accumulate')
+        moves = kind in (Kind.REARRANGE, Kind.SELECT) and not call.accumulates
         twin = Reindexed(call, record) if self.ruled and moves else None
         self.mark(output, role, twin)
 

@@ -42,7 +42,8 @@ class Operator(NamedTuple):
     @property
     def is_plain_sum(self):
         '''Whether autograd is the rule however many operands depend on the input.'''
-        return self.kind in (Kind.REARRANGE, Kind.SELECT) or (self.kind is Kind.ADD and self.name not in _NOT_SUMS)
+        return self.kind in (Kind.REARRANGE, Kind.SELECT, Kind.ADD) and self.name not in _NOT_SUMS and (
+            self.name not in WRITES)
 
     @property
     def is_plain_product(self):
@@ -99,6 +100,7 @@ NAMES = {
     Kind.ADD: '''
         add cumsum cumulative_trapezoid diff iadd isub lerp mean nanmean nansum neg negative radd rsub sub subtract sum
         sum_to_size trace trapezoid trapz index_add scatter_add embedding_bag deg2rad rad2deg gradient
+        nanquantile quantile
         dropout dropout1d dropout2d dropout3d feature_dropout native_dropout alpha_dropout feature_alpha_dropout
         ''',
     Kind.LINEAR: '''
@@ -140,7 +142,7 @@ NAMES = {
     Kind.NORMALIZATION: 'batch_norm group_norm instance_norm layer_norm rms_norm',
     Kind.COMPOSED: '''
         cosine_similarity glu local_response_norm multi_head_attention_forward normalize gru gru_cell lstm lstm_cell
-        rnn_relu rnn_relu_cell rnn_tanh rnn_tanh_cell renorm threshold
+        rnn_relu rnn_relu_cell rnn_tanh rnn_tanh_cell renorm threshold scatter_reduce index_reduce
         ''',
 }
 
@@ -173,6 +175,8 @@ SIGNATURES = {
     'instance_norm': ('input', 'running_mean', 'running_var', 'weight', 'bias', 'use_input_stats', 'momentum', 'eps'),
     'batch_norm': ('input', 'running_mean', 'running_var', 'weight', 'bias', 'training', 'momentum', 'eps'),
     'scaled_dot_product_attention': ('query', 'key', 'value', 'attn_mask', 'dropout_p', 'is_causal'),
+    'index_copy': ('input', 'dim', 'index', 'source'), 'index_put': ('input', 'indices', 'values', 'accumulate'),
+    'put': ('input', 'index', 'source', 'accumulate'), 'scatter': ('input', 'dim', 'index', 'src'),
     'grid_sample': ('input', 'grid'), 'solve': ('A', 'B'), 'solve_triangular': ('A', 'B'),
     'causal_dot_product': ('q', 'k', 'v'), 'delta_rule': ('q', 'k', 'v', 'beta'),
 } | {name: ('input', 'weight', 'bias') for name in (
@@ -188,6 +192,9 @@ AFFINE = frozenset('''
     linear bilinear conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d convolution
     batch_norm group_norm instance_norm layer_norm
 '''.split())
+
+#: Functions that write values to places that tensors of integers name, with the position of the values.
+WRITES = {'index_copy': 3, 'index_put': 2, 'put': 2, 'scatter': 3, 'setitem': 2}
 
 #: Activations that are linear on each side of zero: autograd's gradient already is y / x.
 HOMOGENEOUS = frozenset('abs absolute copysign leaky_relu prelu relu rrelu'.split())

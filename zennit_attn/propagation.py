@@ -7,10 +7,10 @@ factors, gates are constants, activations scale by ``y / x``.
 import torch
 from torch.nn import functional
 
-from .compositions import COMPOSITIONS, visible
-from .errors import UnsupportedModule
+from .compositions import COMPOSITIONS, Unwritten, visible
+from .errors import UnsupportedModule, UnsupportedOperator
 from .kernels import NORMS, ConstantAttention, ConstantConvolution, ConstantLinear, Scale, blank_rows, slope_at_zero
-from .operators import FACTORS, GATED, HOMOGENEOUS, SATURATING, SIGNATURES, Kind, out_of_place
+from .operators import FACTORS, GATED, HOMOGENEOUS, SATURATING, SIGNATURES, WRITES, Kind, out_of_place
 
 
 def tensors_in(*trees):
@@ -83,6 +83,12 @@ class Call:
             return False
         return len(self.args) > 1 and self.args[-1] is True
 
+    @property
+    def accumulates(self):
+        '''Whether a function that writes to places adds to what is there.'''
+        return self.operator.name in WRITES and (
+            bool(self.kwargs.get('accumulate')) or 'reduce' in self.kwargs or any(arg is True for arg in self.args[3:]))
+
     def write_back(self, output):
         '''Put an output computed out of place where the caller expects it.'''
         if self.inplace:
@@ -105,6 +111,43 @@ def scaled(tensor, divisor):
 def proportional(call):
     '''LRP-0 for anything linear in its operands together: ``g_x = J^T g_z``, which is autograd.'''
     return call.run()
+
+
+def rearrange(call):
+    '''Values move and keep their relevance. Two that are written to one place would both be credited with it.'''
+    position = WRITES.get(call.operator.name)
+    if position is not None and len(call.args) > position and call.carries(call.args[position]) and (
+            not call.accumulates):
+        places = _places(call)
+        if places is not None and places.unique().numel() < places.numel():
+            module, line = call.engine.where.locate()
+            raise UnsupportedOperator(
+                f'module {module!r}: {call.operator.name} writes to one place more than once, so that it is not '
+                f'defined which value stays, and whose relevance it has\n  {line}\n'
+                'write each place once, or add with index_add, scatter_add or index_put(..., accumulate=True)'
+            )
+    return call.run()
+
+
+def _places(call):
+    '''The places that a function writes to, as numbers; None if slices and masks name them, each once.'''
+    name, (target, *rest) = call.operator.name, call.args
+    if name == 'index_copy':
+        return rest[1]
+    if name == 'put':
+        return rest[0] % target.numel()
+    index = tuple(rest[0]) if name == 'index_put' else rest[0]
+    if name == 'setitem' and not _names_places(index):
+        return None
+    numbers = torch.arange(target.numel(), device=target.device).view(target.shape)
+    return numbers.gather(*rest[:2]) if name == 'scatter' else numbers[index]
+
+
+def _names_places(index):
+    if isinstance(index, tuple):
+        return any(_names_places(item) for item in index)
+    is_tensor = isinstance(index, torch.Tensor)
+    return isinstance(index, list) or (is_tensor and index.ndim > 0 and index.dtype not in (torch.bool, torch.uint8))
 
 
 def constant(call):
@@ -306,8 +349,12 @@ def opened(call):
     '''Run the code that a composed function consists of under the engine's eyes.'''
     function = COMPOSITIONS.get(call.operator.name) or visible(call.func)
     call.opened = True
-    with call.engine:
-        output = function(*call.args, **call.kwargs)
+    try:
+        with call.engine:
+            output = function(*call.args, **call.kwargs)
+    except Unwritten as error:
+        module, line = call.engine.where.locate()
+        raise UnsupportedOperator(f'module {module!r}: {error}\n  {line}') from error
     return call.write_back(output)
 
 
@@ -359,7 +406,7 @@ def _attention_shares(call):
 
 #: The rule of each kind of operator, for operators to which a composite gives none.
 RULES = {
-    Kind.REARRANGE: proportional, Kind.SELECT: proportional, Kind.ADD: add, Kind.LINEAR: linear, Kind.EINSUM: uniform,
+    Kind.REARRANGE: rearrange, Kind.SELECT: proportional, Kind.ADD: add, Kind.LINEAR: linear, Kind.EINSUM: uniform,
     Kind.MULTIPLY: multiply, Kind.SOFTMAX: constant, Kind.ATTENTION: attention, Kind.GATE: gate,
     Kind.ACTIVATION: activation, Kind.NORMALIZATION: normalization, Kind.COMPOSED: opened,
 }

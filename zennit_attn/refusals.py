@@ -82,12 +82,6 @@ GROUPS = {
     'a p-norm over a window is neither linear nor elementwise; use average or max pooling': '''
         lp_pool1d lp_pool2d lp_pool3d
         ''',
-    'it may multiply what meets at one place; use scatter_add, index_add, or amax over a dimension': '''
-        index_reduce scatter_reduce
-        ''',
-    'it is the value of an interpolated rank; use sort, topk, median or kthvalue': '''
-        nanquantile quantile
-        ''',
     'it runs Python code for every element, which the engine cannot see; use torch functions on whole tensors': '''
         apply map map2
         ''',
