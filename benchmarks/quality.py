@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from zennit.attribution import Gradient, IntegratedGradients, Occlusion, SmoothGrad
 
 from zennit_attn.attribution import TokenGradient
-from zennit_attn.composites import CPLRP, AttnLRP, AttnLRPGamma, CPLRPGamma
+from zennit_attn.composites import CPLRP, AttnLRP, AttnLRPGamma, AttnTaylor, CPLRPGamma
 from zennit_attn.demo import DIGITS, HELD_OUT_SEED, SHAPES, Demo, Samples, digits, scenes
 from zennit_attn.demo.models import LinearAttentionCNN, MultiheadClassifier, PerformerClassifier, ViT
 from zennit_attn.demo.sequences import BLANK, CAUSAL, TASKS, sequences
@@ -270,7 +270,14 @@ def random_map(explained):
     return torch.rand(explained.units(explained.values).shape, generator=generator)
 
 
-COMPOSITES = {'CPLRP': CPLRP, 'AttnLRP': AttnLRP, 'CPLRPGamma': CPLRPGamma, 'AttnLRPGamma': AttnLRPGamma}
+COMPOSITES = {
+    'CPLRP': CPLRP,
+    'AttnLRP': AttnLRP,
+    'AttnTaylor': AttnTaylor,
+    'CPLRPGamma': CPLRPGamma,
+    'AttnLRPGamma': AttnLRPGamma,
+    'AttnLRPGamma(0.25)': partial(AttnLRPGamma, linear_gamma=.25),
+}
 METHODS = {
     **{name: partial(by_rule, composite) for name, composite in COMPOSITES.items()},
     'gradient x input': gradient_times_input,
@@ -280,14 +287,15 @@ METHODS = {
     'rollout': rollout,
     'random': random_map,
 }
-#: The composite to use for each family, chosen on other samples than those of the table.
+#: The composite to use for each family on images, chosen on other samples than those of the table.
 RECOMMENDED = {
-    'vit': 'AttnLRPGamma',
-    'multihead': 'AttnLRPGamma',
+    'vit': 'AttnLRPGamma(0.25)',
+    'multihead': 'AttnLRPGamma(0.25)',
     'linear_attention': 'CPLRPGamma',
     'performer': 'CPLRPGamma',
-    'fast_weights': 'CPLRPGamma',
 }
+#: The composite to use where a token is looked up, chosen likewise.
+RECOMMENDED_FOR_SEQUENCES = 'AttnTaylor'
 #: The families with maps of attention from tokens to tokens.
 ATTENTION_MAPS = ('vit', 'multihead')
 
@@ -358,7 +366,7 @@ class Line:
     @property
     def ours(self):
         '''The recommended composite.'''
-        return RECOMMENDED[self.family.name]
+        return RECOMMENDED_FOR_SEQUENCES if self.family.data == 'sequences' else RECOMMENDED[self.family.name]
 
     @property
     def reached(self):
@@ -399,11 +407,10 @@ def lines(family, results):
 
 def summary(rows):
     '''The recommendation for each family, with its losses.'''
-    for name, composite in RECOMMENDED.items():
-        if own := [row for row in rows if row.family.name == name]:
-            losses = '; '.join(row.loss for row in own if not row.reached) or 'none'
-            titles = ' and '.join(dict.fromkeys(row.family.title for row in own))
-            yield titles, composite, f'{sum(row.reached for row in own)} of {len(own)}', losses
+    for title in dict.fromkeys(row.family.title for row in rows):
+        own = [row for row in rows if row.family.title == title]
+        losses = '; '.join(row.loss for row in own if not row.reached) or 'none'
+        yield title, own[0].ours, f'{sum(row.reached for row in own)} of {len(own)}', losses
 
 
 #: What was measured, below the head of the results.
@@ -413,7 +420,7 @@ tokens that the answer depends on. The curves follow the probability of the clas
 are made grey (scenes), four pixels at a time that are made paper (digits), single tokens that are made blank
 (sequences). With one baseline for both, ABPC is insertion minus deletion. Occlusion removes units in the same way, one
 window or token at a time, and watches the same class, so it is close to what the curves measure; it costs a forward
-pass a unit. SmoothGrad is multiplied by the input.
+pass a unit. SmoothGrad is multiplied by the input. AttnLRPGamma(0.25) is `AttnLRPGamma(linear_gamma=0.25)`.
 
 Less is better for deletion only. Cells are means over seeds (least to largest), in bold the best mean of a row. The
 last column says whether the recommended composite is first, or has its mean within the interval of the first, or not.

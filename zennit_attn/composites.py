@@ -7,8 +7,8 @@ from zennit.types import Convolution
 
 from .canonizers import AttentionCanonizer
 from .errors import ContextError
-from .layers import Attention, Softmax
-from .rules import Gamma, TaylorSoftmax
+from .layers import Activation, Add, Attention, Einsum, Gate, Multiply, Softmax
+from .rules import Gamma, Taylor, TaylorSoftmax
 
 #: Names of modules, or of their classes, inside which linear layers are attention projections.
 _ATTENTION_NAME = re.compile(r'att(n|ention)|\bmsa\b', re.IGNORECASE)
@@ -37,6 +37,8 @@ class AttentionComposite(LayerMapComposite):
     '''
     #: Rules of the composite for operator modules.
     operator_map = ()
+    #: The same, for operator modules inside attention.
+    attention_map = ()
 
     def __init__(self, linear_gamma=None, conv_gamma=None, stabilizer=1e-9, layer_map=None, zero_params=None,
                  canonizers=None):
@@ -68,7 +70,8 @@ class AttentionComposite(LayerMapComposite):
             inside.add(name)
         hook = super().mapping(ctx, name, module)
         if hook is None and not (name in inside and isinstance(module, torch.nn.Linear)):
-            hook = next((hook for types, hook in self.gamma_map if isinstance(module, types)), None)
+            rules = (*self.gamma_map, *(self.attention_map if name and parent in inside else ()))
+            hook = next((hook for types, hook in rules if isinstance(module, types)), None)
         return hook
 
     def register(self, module):
@@ -146,3 +149,21 @@ class AttnLRPGamma(AttnLRP):
     '''AttnLRP with the gammas of its paper for vision transformers: convolutions 0.25, linear layers 0.05.'''
     def __init__(self, linear_gamma=.05, conv_gamma=.25, **kwargs):
         super().__init__(linear_gamma=linear_gamma, conv_gamma=conv_gamma, **kwargs)
+
+
+@register_composite('attn_taylor')
+class AttnTaylor(AttentionComposite):
+    '''Attention by its first-order Taylor expansion: queries, keys and values each receive ``x * dy/dx``.
+
+    AttnLRP shares a product evenly among its factors, and under both it and CP-LRP the queries and keys of kernel
+    attention (Performer, fast weights) are gates. Here :py:class:`~zennit_attn.rules.Taylor` credits every factor
+    inside attention with all of the product; only normalizers and deviations are constants. It says where the answer
+    was found *and* what made attention look there. Its hidden biases, sinks in the ledger, can be as large as the
+    output, so that relevance does not sum up to it. Like CP-LRP, and unlike AttnLRP, it does not depend on the order of association.
+
+    Modules are attention by name: see `linear_gamma` of :py:class:`AttentionComposite`, which has the arguments.
+    '''
+    attention_map = (
+        ((Activation, Add, Attention, Einsum, Gate, Multiply, Softmax), Taylor()),
+        ((torch.nn.Sigmoid, torch.nn.LogSigmoid, torch.nn.Softplus), Taylor()),
+    )

@@ -366,6 +366,21 @@ class _Record:
         key = self._key()
         output.register_hook(lambda grad: self.recorder.take(key, _inner(value, grad)))
 
+    def watch_operand(self, operand):
+        '''Return a view of an operand of an expansion, of which is booked what it receives.'''
+        view, value = operand.view_as(operand), operand.detach().clone()
+        view.register_hook(lambda grad: self.recorder.take(self._expansion(), -_inner(value, grad)))
+        return view
+
+    def watch_expansion(self, output):
+        '''Book what arrives at an expansion: less what its operands receive, it is what the hidden bias absorbs.'''
+        self.added, value = None, output.detach().clone()
+        if output.requires_grad:
+            output.register_hook(lambda grad: self.recorder.take(self._expansion(), _inner(value, grad)))
+
+    def _expansion(self):
+        return SinkKey(self.where, self.call.operator.name, 'taylor', 'hidden bias')
+
     def _watch_softmax(self, output):
         operand, dim = self.call.operands[0].detach(), softmax_dim(self.call)
         result = output.detach().masked_fill(blanks(self.call), 0.)

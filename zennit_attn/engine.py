@@ -17,7 +17,7 @@ from .domains import Entries, Reindexed, Source, Tag, ToGradient, ToRelevance, t
 from .errors import ContextError, NoRelevance, UnsupportedModule, UnsupportedOperator, UnsupportedRule, UntrackedTensor
 from .layers import OPERATOR_MODULES, OperatorModule
 from .operators import DIRECT, TABLE, Kind, lookup
-from .propagation import RULES, Call, tensors_in
+from .propagation import RULES, Call, expansion, tensors_in
 from .refusals import reason
 from .ruled import Ruled, RuledCall, to_positional, zennit_hooks
 from .structures import leaves, rebuilt, tensors_of
@@ -324,7 +324,7 @@ class Engine(TorchFunctionMode):
         if not torch.is_grad_enabled():
             return self._run_without_grad(call)
         module, hook = self._rule_for(operator.kind)
-        record = self.recorder.begin(call, module, hook) if self.recorder is not None else None
+        record = call.record = self.recorder.begin(call, module, hook) if self.recorder is not None else None
         if hook is not None:
             output = self._apply_hook(call, module, hook)
         else:
@@ -431,6 +431,11 @@ class Engine(TorchFunctionMode):
         operator_module = module if is_layer(module) else getattr(module, '_modules', {}).get(f'canonizer_{kind.value}')
         key = id(module) if is_layer(module) else (id(module), kind)
         return self.operator_hooks.get(key, (operator_module, None))
+
+    def expands(self, module):
+        '''Whether the products of a module follow their Taylor expansion, so that its queries and keys are no gates.'''
+        _, hook = self.operator_hooks.get((id(module), Kind.EINSUM), (None, None))
+        return expansion in (getattr(hook, 'operate', None), self.override.get(Kind.EINSUM))
 
     def _apply_hook(self, call, module, hook):
         if hasattr(hook, 'operate'):

@@ -10,7 +10,9 @@ from torch.nn import functional
 from .compositions import COMPOSITIONS, Unwritten, visible
 from .errors import UnsupportedModule, UnsupportedOperator
 from .kernels import NORMS, ConstantAttention, ConstantConvolution, ConstantLinear, Scale, blank_rows, slope_at_zero
-from .operators import FACTORS, GATED, HOMOGENEOUS, SATURATING, SIGNATURES, WRITES, Kind, out_of_place
+from .operators import FACTORS, GATED, HOMOGENEOUS, SATURATING, SIGNATURES, SMOOTH, WRITES, Kind, out_of_place
+
+_POWERS = ('pow', 'ipow', 'float_power')
 
 
 def tensors_in(*trees):
@@ -40,7 +42,7 @@ def substitute(tree, function):
 
 class Call:
     '''One call of an operator: the function, its arguments, and the operands that carry relevance.'''
-    __slots__ = ('engine', 'operator', 'func', 'args', 'kwargs', 'operands', 'opened')
+    __slots__ = ('engine', 'operator', 'func', 'args', 'kwargs', 'operands', 'opened', 'record')
 
     def __init__(self, engine, operator, func, args, kwargs, operands):
         self.engine = engine
@@ -50,6 +52,7 @@ class Call:
         self.kwargs = kwargs
         self.operands = operands
         self.opened = False
+        self.record = None
         if kwargs and operator.name in SIGNATURES or 'other' in kwargs or 'input' in kwargs:
             self._to_positional(SIGNATURES.get(operator.name, ('input', 'other')))
 
@@ -256,7 +259,7 @@ def activation(call):
     name = call.operator.name
     if name in HOMOGENEOUS:
         return call.run()
-    if not call.carries(call.args[0]) or (name in ('pow', 'ipow', 'float_power') and not _is_power(call.args[1])):
+    if not call.carries(call.args[0]) or (name in _POWERS and not _is_power(call.args[1])):
         return constant(call)
     operand, *rest = call.args
     if call._positional_inplace():
@@ -269,6 +272,10 @@ def activation(call):
 
 def _is_power(exponent):
     return _is_number(exponent) and not getattr(exponent, 'requires_grad', False) and float(exponent) >= 1.
+
+
+def _is_root(call):
+    return call.operator.name in _POWERS and not (call.carries(call.args[0]) and _is_power(call.args[1]))
 
 
 def normalization(call):
@@ -372,6 +379,26 @@ def taylor(call):
     operands = [scaled(arg, divisor) if call.carries(arg) else arg
                 for arg, divisor in zip(call.args[:4], _attention_shares(call), strict=False)]
     return call.func(*operands, *call.args[4:], **call.kwargs)
+
+
+def expansion(call):
+    '''The first-order Taylor expansion, whatever the function: autograd. Deviations stay constants.'''
+    kind, name = call.operator.kind, call.operator.name
+    if kind is Kind.SOFTMAX:
+        return taylor(call)
+    if kind in (Kind.GATE, Kind.ACTIVATION) and (name not in SMOOTH or _is_root(call)):
+        return RULES[kind](call)
+    if kind is Kind.MULTIPLY and 'div' in name and name != 'addcdiv':
+        return quotient(call)
+    operands = {id(tensor): tensor.clone() if call.inplace and tensor is call.args[0] else tensor
+                for tensor in call.operands}
+    if call.record is not None:
+        operands = {key: call.record.watch_operand(tensor) for key, tensor in operands.items()}
+    args, call.kwargs = substitute((call.args, call.kwargs), lambda tensor: operands.get(id(tensor), tensor))
+    output = call.run_out_of_place(args) if call.inplace else call.run(args)
+    if call.record is not None:
+        call.record.watch_expansion(output)
+    return call.write_back(output)
 
 
 def softmax_dim(call):

@@ -192,6 +192,34 @@ class TaylorSoftmax(OperatorRule):
     operate = staticmethod(propagation.taylor)
 
 
+class Taylor(OperatorRule):
+    r'''First-order Taylor expansion of products, softmaxes and feature maps: ``R_x = x * dy/dx * R_y / y``.
+
+    Of :math:`y = f(x_1, x_2, \ldots)` each operand receives :math:`x_k \, \partial f / \partial x_k`, and the hidden
+    bias of the expansion absorbs the rest [1]_: a sink, which is negative where each of several factors is credited
+    with all of their product. In the gradient domain it is plain autograd. Denominators and deviations of
+    normalizations stay constants, activations with ``a(0) = 0`` keep the identity rule.
+
+    Given to a module, it holds for all operators inside; blocks whose queries and keys are gates by their family
+    (Performer's ``FastAttention``, fast weights) let them carry relevance.
+
+    References
+    ----------
+    .. [1] G. Montavon, S. Lapuschkin, A. Binder, W. Samek, and K.-R. Müller: "Explaining nonlinear classification
+           decisions with deep Taylor decomposition," Pattern Recognition 65, 2017; for the softmax, R. Achtibat et al.,
+           ICML 2024.
+    '''
+    kinds = frozenset({
+        Kind.EINSUM, Kind.MULTIPLY, Kind.SOFTMAX, Kind.ATTENTION, Kind.GATE, Kind.ACTIVATION, Kind.ADD})
+    #: Of a softmax, the ledger measures what the hidden bias absorbs by its own formula.
+    absorbs = True
+    operate = staticmethod(propagation.expansion)
+
+    def rules_inside(self):
+        '''Return the rules by kind of operator that hold inside of a module.'''
+        return dict.fromkeys(self.kinds, self.operate)
+
+
 class Gamma(ZennitGamma):
     r'''Zennit's generalized gamma rule [1]_ in four products instead of ten.
 

@@ -91,7 +91,9 @@ class FastAttention(Family):
 
     def help(self, canonizer, module):
         '''Detach queries and keys, and put our causal product in the place of the known others.'''
-        canonizer.replace_call(module, lambda forward: lambda q, k, v: forward(q.detach(), k.detach(), v))
+        engine = canonizer.engine
+        canonizer.replace_call(module, lambda forward: lambda q, k, v: (
+            forward(q, k, v) if engine.expands(module) else forward(q.detach(), k.detach(), v)))
         product = module.__dict__.get('causal_linear_fn')
         known = ('causal_linear_attention', 'causal_linear_attention_noncuda')
         function = product.func if isinstance(product, partial) else product
@@ -148,7 +150,14 @@ class FastWeights(Family):
         if _is_known_loop(module):
             canonizer.replace_call(module, lambda forward: partial(_run_delta_rule, module))
         for gate in (module.phi, module.interpolation_weight):
-            canonizer.replace_call(gate, lambda forward: lambda *args, **kwargs: forward(*args, **kwargs).detach())
+            canonizer.replace_call(gate, partial(_detached, canonizer.engine, module))
+
+
+def _detached(engine, module, forward):
+    def gate(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        return output if engine.expands(module) else output.detach()
+    return gate
 
 
 def _is_known_loop(module):

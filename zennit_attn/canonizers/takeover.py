@@ -63,6 +63,9 @@ class Takeover:
             inside = engine.running and not engine.rests and torch._C._is_torch_function_enabled()
             if not inside or not torch.is_grad_enabled():
                 return function(*args, **kwargs)
+            if hasattr(hooks[0], 'rules_inside'):
+                with engine.overriding(hooks[0].rules_inside()):
+                    return function(*args, **kwargs)
             with torch._C.DisableTorchFunction():
                 return engine.call_ruled(module, hooks, function, args, kwargs)
         module.__dict__['forward'] = forward
