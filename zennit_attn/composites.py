@@ -159,7 +159,8 @@ class AttnTaylor(AttentionComposite):
     attention (Performer, fast weights) are gates. Here :py:class:`~zennit_attn.rules.Taylor` credits every factor
     inside attention with all of the product; only normalizers and deviations are constants. It says where the answer
     was found *and* what made attention look there. Its hidden biases, sinks in the ledger, can be as large as the
-    output, so that relevance does not sum up to it. Like CP-LRP, and unlike AttnLRP, it does not depend on the order of association.
+    output, so that relevance does not sum up to it. Like CP-LRP, and unlike AttnLRP, it does not depend on the order of
+    association.
 
     Modules are attention by name: see `linear_gamma` of :py:class:`AttentionComposite`, which has the arguments.
     '''

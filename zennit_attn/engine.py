@@ -331,6 +331,7 @@ class Engine(TorchFunctionMode):
             output = self.override.get(operator.kind, RULES[operator.kind])(call)
         self._tag_output(call, output, record)
         if record is not None:
+            call.record = None
             record.returned(output)
         return output
 
