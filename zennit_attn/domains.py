@@ -9,6 +9,7 @@ from functools import wraps
 import torch
 from torch.autograd.function import Function
 from torch.utils._pytree import tree_map_only
+from zennit.core import Stabilizer
 
 from .errors import ContextError
 from .propagation import tensors_in
@@ -116,6 +117,14 @@ class Entries(list):
             )
 
 
+def stabilized(stabilizer, x):
+    '''Return a new tensor of `x` with a stabilizer: of the usual one in three passes over memory instead of six.'''
+    if type(stabilizer) is not Stabilizer or stabilizer.clip or stabilizer.norm_scale:
+        return stabilizer(x) + 0.
+    result = x + 0.  # of which no zero is negative
+    return torch.copysign(x.new_tensor(stabilizer.epsilon), result, out=result).add_(x)
+
+
 class ToGradient(Function):
     '''A tensor enters operator code: ``R = x * g``.'''
     @staticmethod
@@ -149,7 +158,8 @@ class ToRelevance(Function):
         ctx.entries.add()
         x, = ctx.saved_tensors
         wide = torch.promote_types(x.dtype, torch.float32)
-        grad = relevance.to(wide) / ctx.stabilizer(x.to(wide))
+        divisor = stabilized(ctx.stabilizer, x.to(wide))
+        grad = torch.div(relevance.to(wide), divisor, out=divisor)
         if ctx.report is not None:
             ctx.report(relevance.to(wide) - x.to(wide) * grad)
         return grad.to(x.dtype), None, None, None

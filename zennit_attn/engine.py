@@ -80,7 +80,7 @@ class Engine(TorchFunctionMode):
         '''Look up which modules and operators have been given rules, and what they are called.'''
         self.where.survey()
         self.ruled, self.operator_hooks = {}, {}
-        for name, module in self.root.named_modules():
+        for name, module in self.where.modules:
             hooks = zennit_hooks(module)
             if isinstance(module, OperatorModule) and hooks:
                 parent = name.rpartition('.')[0]
@@ -179,7 +179,7 @@ class Engine(TorchFunctionMode):
 
     def check_modules(self):
         '''Refuse modules that mix the samples of a batch.'''
-        for name, module in self.root.named_modules():
+        for name, module in self.where.modules:
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training:
                 raise UnsupportedModule(
                     f'module {name!r}: batch_norm in training mode mixes the samples of a batch, so no sample has a '

@@ -91,6 +91,23 @@ class _LayerNorm(_Normalize):
         return result[0], None, None, None
 
 
+class _GroupNorm(_Normalize):
+    '''The same for groups of channels.'''
+    @staticmethod
+    def forward(ctx, x, function, weight, sizes):
+        ctx.sizes = sizes
+        return _Normalize.forward(ctx, x, function, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        scale, weight = ctx.saved_tensors
+        grad, flat = grad.contiguous(), torch.zeros_like(grad, memory_format=torch.contiguous_format)
+        mean, mask = torch.zeros_like(scale), (True, False, False)
+        result = torch.ops.aten.native_group_norm_backward(grad, flat, mean, scale, weight, *ctx.sizes, mask)
+        return result[0], None, None, None
+
+
 class _RMSNorm(_Normalize):
     '''The same without a mean: ``g_x = g_y w / rms``.'''
     @staticmethod
@@ -117,13 +134,16 @@ def rms_norm(x, shape, weight=None, eps=None):
 
 
 def group_norm(x, groups, weight=None, bias=None, eps=1e-5, *_):
+    def native(x):
+        output, _, scale = torch.native_group_norm(x, weight, bias, *sizes, eps)
+        return output, scale
+
     def function(x):
-        if x.is_contiguous():
-            sizes = len(x), x.shape[1], x.shape[2:].numel()
-            output, _, scale = torch.native_group_norm(x, weight, bias, *sizes, groups, eps)
-            return output, scale
         variance = x.reshape(x.shape[0] * groups, -1).var(-1, correction=0)
         return functional.group_norm(x, groups, weight, bias, eps), torch.rsqrt(variance + eps)
+    if x.is_contiguous():
+        sizes = len(x), x.shape[1], x.shape[2:].numel(), groups
+        return _GroupNorm.apply(x, native, weight, sizes)
     return _Normalize.apply(x, function, per_channel(weight, x))
 
 

@@ -128,10 +128,9 @@ def check_active(hook):
 
 def zennit_hooks(module):
     '''Return the Zennit rules registered on a module.'''
-    owners = (getattr(hook, '__self__', None) or getattr(hook, 'zennit_hook', None)
-              for hook in module._forward_hooks.values())
     hooks = []
-    for owner in owners:
+    for hook in module._forward_hooks.values():
+        owner = getattr(hook, '__self__', None) or getattr(hook, 'zennit_hook', None)
         if isinstance(owner, Hook) and owner not in hooks:
             hooks.append(owner)
     return hooks

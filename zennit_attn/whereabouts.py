@@ -18,11 +18,13 @@ class Whereabouts:
     '''
     def __init__(self, root):
         self.root = root
+        self.modules = []
         self.names = {}
 
     def survey(self):
-        '''Look up what the modules are called.'''
-        self.names = {id(module): name for name, module in self.root.named_modules()}
+        '''Look up the modules and what they are called.'''
+        self.modules = list(self.root.named_modules())
+        self.names = {id(module): name for name, module in self.modules}
 
     def name_of(self, module):
         '''Return the dotted name of a module of the model.'''

@@ -15,6 +15,8 @@ from .families import FAMILIES
 from .takeover import Takeover, replace_method, undo_all
 
 _CONTAINERS = (Sequential, ModuleList, ModuleDict, ParameterList, ParameterDict)
+#: Types without operators of their own: what they contain is watched.
+_IDLE = (*_CONTAINERS, torch.nn.Identity)
 _SOFTMAX = (torch.nn.Softmax, torch.nn.Softmin, torch.nn.Softmax2d, torch.nn.LogSoftmax)
 #: The attribute by which a module knows the engine of the context that is open on it.
 _ENGINE = '_canonizer_engine'
@@ -195,7 +197,7 @@ class AttentionCanonizer(Canonizer):
         for module in root_module.modules():
             self._set(module, '__reduce_ex__', partial(_refuse_copy, module))
             self._set(module, '_replicate_for_data_parallel', partial(_refuse_copy, module))
-            if module is not root_module:
+            if module is not root_module and type(module) not in _IDLE:
                 self._hook(module, _checking(self.engine))
 
     def _hook(self, module, hook):
@@ -315,6 +317,9 @@ def _run(engine, takeover, function, *args, **kwargs):
 
 def _checking(engine):
     def hook(module, args, output):
+        # The common case first, as this runs after every module.
+        if isinstance(output, torch.Tensor) and getattr(output, 'lrp_tag', None) is engine.plain:
+            return
         if engine.running and torch._C._is_torch_function_enabled():
             engine.check_output(module, output)
         elif not engine.running and not engine.rests and _carries(output):
