@@ -17,7 +17,7 @@ STABILIZER = 1e-12
 class StockGamma(CPLRPGamma):
     '''The composite with the rules of Zennit at the same modules.'''
     def __init__(self):
-        super().__init__()
+        super().__init__(stabilizer=STABILIZER)
         self.gamma_map = [(Convolution, Gamma(gamma=CONVOLUTION, stabilizer=STABILIZER)),
                           (nn.Linear, Gamma(gamma=LINEAR, stabilizer=STABILIZER))]
 
