@@ -495,6 +495,15 @@ def test_list_filters(capsys, arguments, there, absent):
     assert absent not in printed
 
 
+def test_list_may_be_cut_short():
+    '''As by head, which closes the pipe.'''
+    with subprocess.Popen([sys.executable, '-m', 'zennit_attn', 'list'], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ''
+    assert process.returncode == 0
+
+
 def test_list_says_that_there_is_nothing(capsys):
     assert "holds 'xyz'" in refused(capsys, 'list', 'all', 'xyz')
 

@@ -1,5 +1,6 @@
 '''The command line: ``zennit-attn``, also ``python -m zennit_attn``.'''
 import argparse
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -38,7 +39,12 @@ def main(args=None):
     '''
     arguments = _parser().parse_args(args)
     try:
-        return arguments.run(arguments)
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who reads, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (UsageError, AttributionError, OSError, ImportError) as error:
         if getattr(arguments, 'debug', False):
             raise
