@@ -5,6 +5,7 @@ import torch
 from problems import PROBLEMS, build, one_hot
 from snapshot import Snapshot, assert_restored
 from torch import nn
+from torch.overrides import wrap_torch_function
 from zennit.attribution import Gradient
 from zennit.composites import LayerMapComposite, NameMapComposite
 
@@ -12,6 +13,7 @@ from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnTaylor
 from zennit_attn.conservation import audit
 from zennit_attn.layers import Activation, Add, Attention, Einsum, Gate, Multiply, Softmax
+from zennit_attn.operators import register_operator
 from zennit_attn.rules import Taylor
 
 OPERATORS = (Activation, Add, Attention, Einsum, Gate, Multiply, Softmax)
@@ -57,35 +59,47 @@ def test_ledger_of_single_lines_closes(name):
 
 
 class Gated(nn.Module):
-    '''Attention by sigmoids of a module, and a feed-forward with a gate of its own outside of attention.'''
+    '''Attention by sigmoids and softmaxes, whatever it is called, and a feed-forward with a gate.'''
     def __init__(self):
         super().__init__()
-        self.attention = SigmoidAttention()
-        self.fc, self.head = nn.Linear(6, 12), nn.Linear(6, 3)
+        self.mix = SigmoidMixer()
+        self.fc, self.act, self.head = nn.Linear(6, 12), nn.GELU(), nn.Linear(6, 3)
 
     def forward(self, x):
-        value, gate = self.fc(self.attention(x)).chunk(2, -1)
-        return self.head((value * torch.sigmoid(gate)).mean(1))
+        value, gate = self.fc(self.mix(x)).chunk(2, -1)
+        return self.head(self.act(value * torch.sigmoid(gate)).mean(1))
 
 
-class SigmoidAttention(nn.Module):
+class SigmoidMixer(nn.Module):
     def __init__(self):
         super().__init__()
-        self.qkv, self.sigmoid = nn.Linear(6, 18), nn.Sigmoid()
+        self.qkv, self.sigmoid, self.norm = nn.Linear(6, 18), nn.Sigmoid(), nn.LayerNorm(6)
 
     def forward(self, x):
-        q, k, v = self.qkv(x).chunk(3, -1)
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
         weights = self.sigmoid(q @ k.mT)
-        return weights @ v / (1 + weights.sum(-1, keepdim=True))
+        return weights @ v / (1 + weights.sum(-1, keepdim=True)) + (q @ k.mT).softmax(-1) @ v
 
 
-def twin(model, x):
-    '''Gradient x input, with the normalizer of attention and the gate outside of it as constants.'''
-    x = x.clone().requires_grad_()
-    q, k, v = model.attention.qkv(x).chunk(3, -1)
+def mixed(model, x):
+    '''The mixer with normalizer and deviation as constants.'''
+    norm = model.norm
+    deviation = (x.var(-1, correction=0, keepdim=True) + norm.eps).sqrt().detach()
+    q, k, v = model.qkv((x - x.mean(-1, keepdim=True)) / deviation * norm.weight + norm.bias).chunk(3, -1)
     weights = torch.sigmoid(q @ k.mT)
-    value, gate = model.fc(weights @ v / (1 + weights.sum(-1, keepdim=True)).detach()).chunk(2, -1)
-    output = model.head((value * torch.sigmoid(gate).detach()).mean(1))
+    return weights @ v / (1 + weights.sum(-1, keepdim=True)).detach() + (q @ k.mT).softmax(-1) @ v
+
+
+def twin(model, x, everywhere=True):
+    '''Gradient x input; outside of attention, of the whole model or with the default rules of products and gates.'''
+    x = x.clone().requires_grad_()
+    value, gate = model.fc(mixed(model.mix, x)).chunk(2, -1)
+    value = value * torch.sigmoid(gate) if everywhere else value * torch.sigmoid(gate).detach()
+    if everywhere:
+        value = nn.functional.gelu(value)
+    else:
+        value = value * (nn.functional.gelu(value) / value).detach()
+    output = model.head(value.mean(1))
     weight = one_hot(output) / (output + 1e-9 * output.sign()).detach()
     return (x * torch.autograd.grad(output, x, weight)[0]).detach()
 
@@ -99,20 +113,95 @@ def by_name(name):
     return lambda: NameMapComposite([([name], Taylor())], canonizers=[AttentionCanonizer()])
 
 
-@pytest.mark.parametrize('composite', [
-    AttnTaylor, by_name('attention'), lambda: CPLRP(layer_map=[(SigmoidAttention, Taylor())]),
+@pytest.mark.parametrize(('composite', 'everywhere'), [
+    (AttnTaylor, True), (by_name('mix'), False), (lambda: CPLRP(layer_map=[(SigmoidMixer, Taylor())]), False),
 ], ids=['composite', 'by name', 'by type'])
-def test_attention_alone_is_expanded(composite):
-    '''By the composite's idea of attention, or all of a module that is given the rule.'''
+def test_expansion_of_a_model_or_of_one_module(composite, everywhere):
     model, x = gated()
     relevance = explain(model, x, composite)[1]
-    assert torch.allclose(relevance, twin(model, x), rtol=1e-9, atol=1e-12)
+    assert torch.allclose(relevance, twin(model, x, everywhere), rtol=1e-9, atol=1e-12)
     check(model, x, composite)
+    ledger = audit(model, composite(), x, one_hot)
+    rules = {operation.rule for operation in ledger.operators if operation.module == 'mix'}
+    assert {'Taylor'} <= rules <= {'Taylor', 'gradient'}
 
 
 def test_maps_differ_from_those_of_constant_gates():
     model, x = gated()
     assert not torch.allclose(explain(model, x, CPLRP)[1], twin(model, x), rtol=.1, atol=1e-3)
+
+
+FORMS = {
+    'silu': (nn.functional.silu, lambda x: x * torch.sigmoid(x)),
+    'gelu': (nn.functional.gelu, lambda x: x * (1 + torch.erf(x / 2 ** .5)) / 2),
+    'elu + 1': (lambda x: nn.functional.elu(x) + 1, lambda x: torch.where(x > 0, x + 1, torch.exp(x))),
+    'square': (torch.square, lambda x: x * x), 'relu': (torch.relu, lambda x: x * (x > 0)),
+    'softplus': (nn.functional.softplus, lambda x: torch.log(1 + torch.exp(x))),
+    'softmax by its sum': (lambda x: torch.exp(x) / torch.exp(x).sum(-1, keepdim=True).detach(),
+                           lambda x: torch.exp(x) / torch.exp(x).sum(-1, keepdim=True)),
+}
+
+
+class Written(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        self.form, self.fc, self.head = form, nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(self.form(self.fc(x)))
+
+
+@pytest.mark.parametrize('name', FORMS)
+def test_map_does_not_depend_on_how_a_function_is_written(name):
+    maps, x = [], torch.randn(3, 6, dtype=torch.float64)
+    for form in FORMS[name]:
+        torch.manual_seed(0)
+        model = Written(form).double()
+        maps.append(explain(model, x, AttnTaylor)[1])
+        check(model, x, AttnTaylor)
+    assert torch.allclose(*maps, rtol=1e-6, atol=1e-9)
+
+
+class Wrong(torch.autograd.Function):
+    '''A product whose gradient is twice too large.'''
+    @staticmethod
+    def forward(ctx, x, y):
+        ctx.save_for_backward(x, y)
+        return x * y
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, y = ctx.saved_tensors
+        return 2 * grad * y, 2 * grad * x
+
+
+@wrap_torch_function(lambda x, y: (x, y))
+def wrong_product(x, y):
+    return Wrong.apply(x, y)
+
+
+def test_wrong_backward_opens_the_ledger():
+    '''Hidden biases are not what is left over, but measured by formula.'''
+    register_operator(wrong_product, 'einsum')
+    torch.manual_seed(0)
+    model, x = Written(lambda x: wrong_product(x, x)).double(), torch.randn(3, 6, dtype=torch.float64)
+    ledger = audit(model, AttnTaylor(), x, one_hot)
+    assert (ledger.unaccounted.abs() > .1 * ledger.output.abs()).all()
+
+
+def test_added_parameters_keep_their_names():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.position, self.head = nn.Parameter(torch.randn(5, 6)), nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = x + self.position
+            return self.head((x @ x.mT).softmax(-1) @ x).mean(1)
+
+    torch.manual_seed(0)
+    ledger = audit(Attention().double(), AttnTaylor(), torch.randn(3, 5, 6, dtype=torch.float64), one_hot)
+    assert {'position', 'head.bias'} <= {sink.name.rpartition(': ')[2] for sink in ledger.sinks}
 
 
 def test_roots_and_deviations_stay_constant():

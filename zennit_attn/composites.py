@@ -7,11 +7,21 @@ from zennit.types import Convolution
 
 from .canonizers import AttentionCanonizer
 from .errors import ContextError
-from .layers import Activation, Add, Attention, Einsum, Gate, Multiply, Softmax
+from .layers import Attention, OperatorModule, Softmax
 from .rules import Gamma, Taylor, TaylorSoftmax
 
 #: Names of modules, or of their classes, inside which linear layers are attention projections.
 _ATTENTION_NAME = re.compile(r'att(n|ention)|\bmsa\b', re.IGNORECASE)
+
+
+def _is_attention(name, module):
+    return _ATTENTION_NAME.search(f'{name.rpartition(".")[2]} {type(module).__name__}') is not None
+
+
+def _has_no_attention_inside(model):
+    '''Else a model named after its attention, such as AttentionUNet, would count as attention as a whole.'''
+    return not any(_is_attention(name, module) for name, module in model.named_modules()
+                   if name and not isinstance(module, OperatorModule))
 
 
 class AttentionComposite(LayerMapComposite):
@@ -23,7 +33,7 @@ class AttentionComposite(LayerMapComposite):
         If given, :py:class:`~zennit_attn.rules.Gamma` for :py:class:`torch.nn.Linear` outside of attention. Linear
         layers inside a module whose name or class says attention (``attn``, ``attention``) follow LRP-0 always.
     conv_gamma: float, optional
-        If given, :py:class:`~zennit_attn.rules.Gamma` for convolutions.
+        If given, :py:class:`~zennit_attn.rules.Gamma` for convolutions, inside attention too.
     stabilizer: callable or float, optional
         Stabilization of all denominators. If a float, it is added with the sign of each entry.
     layer_map: list[tuple[tuple[torch.nn.Module, ...], Hook]], optional
@@ -37,8 +47,6 @@ class AttentionComposite(LayerMapComposite):
     '''
     #: Rules of the composite for operator modules.
     operator_map = ()
-    #: The same, for operator modules inside attention.
-    attention_map = ()
 
     def __init__(self, linear_gamma=None, conv_gamma=None, stabilizer=1e-9, layer_map=None, zero_params=None,
                  canonizers=None):
@@ -66,12 +74,11 @@ class AttentionComposite(LayerMapComposite):
         '''
         inside = ctx.setdefault('attention', set())
         parent = name.rpartition('.')[0]
-        if (name and parent in inside) or _ATTENTION_NAME.search(f'{name.rpartition(".")[2]} {type(module).__name__}'):
+        if (name and parent in inside) or (_is_attention(name, module) and (name or _has_no_attention_inside(module))):
             inside.add(name)
         hook = super().mapping(ctx, name, module)
         if hook is None and not (name in inside and isinstance(module, torch.nn.Linear)):
-            rules = (*self.gamma_map, *(self.attention_map if name and parent in inside else ()))
-            hook = next((hook for types, hook in rules if isinstance(module, types)), None)
+            hook = next((hook for types, hook in self.gamma_map if isinstance(module, types)), None)
         return hook
 
     def register(self, module):
@@ -153,18 +160,16 @@ class AttnLRPGamma(AttnLRP):
 
 @register_composite('attn_taylor')
 class AttnTaylor(AttentionComposite):
-    '''Attention by its first-order Taylor expansion: queries, keys and values each receive ``x * dy/dx``.
+    '''First-order Taylor expansion: all that meets, queries and keys included, receives ``x * dy/dx``.
 
     AttnLRP shares a product evenly among its factors, and under both it and CP-LRP the queries and keys of kernel
-    attention (Performer, fast weights) are gates. Here :py:class:`~zennit_attn.rules.Taylor` credits every factor
-    inside attention with all of the product; only normalizers and deviations are constants. It says where the answer
-    was found *and* what made attention look there. Its hidden biases, sinks in the ledger, can be as large as the
-    output, so that relevance does not sum up to it. Like CP-LRP, and unlike AttnLRP, it does not depend on the order of
-    association.
-
-    Modules are attention by name: see `linear_gamma` of :py:class:`AttentionComposite`, which has the arguments.
+    attention (Performer, fast weights) are gates. Here the rule :py:class:`~zennit_attn.rules.Taylor` holds for the
+    whole model: every factor is credited with all of the product, and only normalizers and deviations are constants. It
+    says where the answer was found *and* what made attention look there. The hidden biases, which the ledger shows as
+    sinks, may be many times the output, so that relevance does not sum up to it. It does not depend on the order in
+    which products are associated. The arguments are those of :py:class:`AttentionComposite`.
     '''
-    attention_map = (
-        ((Activation, Add, Attention, Einsum, Gate, Multiply, Softmax), Taylor()),
-        ((torch.nn.Sigmoid, torch.nn.LogSigmoid, torch.nn.Softplus), Taylor()),
-    )
+    def mapping(self, ctx, name, module):
+        '''Get the rule of a module: as in other composites, and the expansion for the model as a whole.'''
+        hook = super().mapping(ctx, name, module)
+        return Taylor() if hook is None and not name else hook

@@ -16,7 +16,7 @@ from .attribution import call
 from .canonizers.attention import engine_of
 from .errors import NoRelevance
 from .operators import AFFINE, FACTORS, Kind
-from .propagation import blanks, softmax_dim, substitute, tensors_in
+from .propagation import blanks, expansion, factors_of, softmax_dim, substitute, taylor, tensors_in
 from .ruled import zennit_hooks
 
 _DEFAULT_RULES = {
@@ -24,6 +24,8 @@ _DEFAULT_RULES = {
     Kind.EINSUM: 'LRPZero', Kind.MULTIPLY: 'LRPZero', Kind.SOFTMAX: 'Constant', Kind.ATTENTION: 'Constant',
     Kind.GATE: 'Constant', Kind.ACTIVATION: 'Identity', Kind.NORMALIZATION: 'ConstantDeviation',
 }
+#: Rules that leave something over, as functions, by name.
+_EXPANSIONS = {expansion: 'Taylor', taylor: 'TaylorSoftmax'}
 _CLAMPS = frozenset('clamp clamp_max clamp_min clip fmax fmin maximum minimum nan_to_num'.split())
 
 
@@ -277,10 +279,11 @@ class Recorder:
     def _count(self, call, where, hook):
         if call.operator.kind is Kind.COMPOSED:
             return
-        rule = type(hook).__name__ if hook is not None else _DEFAULT_RULES[call.operator.kind]
-        if hook is None and len(call.operands) > 1 and call.operator.kind in (Kind.EINSUM, Kind.MULTIPLY, Kind.LINEAR):
+        kind, follows = call.operator.kind, self.engine.override.get(call.operator.kind)
+        rule = type(hook).__name__ if hook is not None else _EXPANSIONS.get(follows, _DEFAULT_RULES[kind])
+        if hook is None and follows is None and len(call.operands) > 1 and kind in (Kind.EINSUM, Kind.MULTIPLY, Kind.LINEAR):
             rule = 'Uniform'
-        row = (where, call.operator.kind.value, call.operator.name, _detail(call), rule)
+        row = (where, kind.value, call.operator.name, _detail(call), rule)
         self.counts[row] += 1
 
     def _watch_rules(self):
@@ -314,7 +317,10 @@ class _Record:
         self.recorder = recorder
         self.call = call
         self.where = where
-        self.absorbs = getattr(hook, 'absorbs', False) and call.operator.kind is Kind.SOFTMAX
+        follows = recorder.engine.override.get(call.operator.kind) if hook is None else None
+        expands = getattr(hook, 'absorbs', False) or follows in _EXPANSIONS
+        self.absorbs = expands and call.operator.kind is Kind.SOFTMAX
+        self.left = None
         # A rule of Zennit measures as a whole what goes in and what comes out.
         ruled = hook is not None and not hasattr(hook, 'operate')
         self.added = None if ruled else _constant_part(call)
@@ -331,6 +337,8 @@ class _Record:
             self.added = output.detach() * (1 - self._kept(output))
         if self.absorbs:
             self._watch_softmax(output)
+        elif self.left is not None:
+            self._watch(output, self.left(output.detach()), self._hidden())
         elif self.added is not None and self.added.any():
             self._watch(output, self.added)
 
@@ -359,26 +367,30 @@ class _Record:
     def _key(self):
         return SinkKey(self.where, self.call.operator.name, *self._identify())
 
-    def _watch(self, output, value):
+    def _watch(self, output, value, key=None):
         if self.call.inplace and output._base is not None:
             # Relevance reaches a view that was written to through its base.
             output, value = output._base, _within_base(output, value)
-        key = self._key()
+        key, value = key or self._key(), value.clone()
         output.register_hook(lambda grad: self.recorder.take(key, _inner(value, grad)))
 
-    def watch_operand(self, operand):
-        '''Return a view of an operand of an expansion, of which is booked what it receives.'''
+    def expand(self, operands):
+        '''An expansion is about to run. Returns the operands, watched if no formula says what is left over of them.'''
+        self.left, added = _left_over(self.call), self.added
+        if self.call.operator.kind is Kind.ADD:
+            return operands
+        self.added = None
+        if self.left is not None and added is None:
+            return operands
+        self.left = lambda output: output  # less what the operands receive
+        return {key: self._watched(operand, -1.) for key, operand in operands.items()}
+
+    def _watched(self, operand, sign):
         view, value = operand.view_as(operand), operand.detach().clone()
-        view.register_hook(lambda grad: self.recorder.take(self._expansion(), -_inner(value, grad)))
+        view.register_hook(lambda grad: self.recorder.take(self._hidden(), sign * _inner(value, grad)))
         return view
 
-    def watch_expansion(self, output):
-        '''Book what arrives at an expansion: less what its operands receive, it is what the hidden bias absorbs.'''
-        self.added, value = None, output.detach().clone()
-        if output.requires_grad:
-            output.register_hook(lambda grad: self.recorder.take(self._expansion(), _inner(value, grad)))
-
-    def _expansion(self):
+    def _hidden(self):
         return SinkKey(self.where, self.call.operator.name, 'taylor', 'hidden bias')
 
     def _watch_softmax(self, output):
@@ -444,6 +456,29 @@ def _constant_part(call, value=0.):
         kwargs = substitute(call.kwargs, zero)
         result = call.func(*args, **kwargs)
     return args[0] if call.inplace or result is None else result
+
+
+def _left_over(call):
+    '''Return a function of the result `y` of an expansion that tells its hidden bias, or None if there is no formula.
+
+    Of a product of `n` factors it is ``(1 - n) y``, of a function of each element ``y - x y'(x)``.
+    '''
+    name, kind = call.operator.name, call.operator.kind
+    if kind is Kind.EINSUM or name in ('mul', 'multiply', 'imul', 'rmul', 'causal_dot_product'):
+        factors = len(factors_of(call))
+        return lambda output: (1 - factors) * output
+    if kind not in (Kind.ACTIVATION, Kind.GATE) or name in _JOINT or len(call.operands) > 1 or (
+            call.args[0].is_complex()):
+        return None
+    leaf = call.args[0].detach().clone().requires_grad_()
+    with torch.enable_grad():
+        result = call.run_out_of_place((leaf * 1., *call.args[1:]))
+    slope, = torch.autograd.grad(result, leaf, torch.ones_like(result))
+    return lambda output: output - leaf.detach() * slope
+
+
+#: Gates of several elements.
+_JOINT = frozenset('logcumsumexp logsumexp'.split())
 
 
 def _within_base(view, value):

@@ -201,9 +201,11 @@ HOMOGENEOUS = frozenset('abs absolute copysign leaky_relu prelu relu rrelu'.spli
 #: Activations that serve as gates when they multiply another tensor that carries relevance.
 SATURATING = frozenset('atan arctan erf softsign tanh'.split())
 
-#: Gates that are smooth functions of each element, not deviations: an expansion can follow them.
-SMOOTH = frozenset('cos cosh exp exp2 expit log log10 log2 logaddexp logsigmoid logsumexp sigmoid sin softplus '
-                   'square pow ipow float_power'.split())
+#: Gates that are smooth functions of each element, or of all, but no deviations: an expansion can follow them.
+SMOOTH = frozenset('''
+    acos acosh arccos arccosh cos cosh erfc erfcx exp exp2 expit hardsigmoid log log10 log2 log_ndtr logaddexp logaddexp2
+    logcumsumexp logit logsigmoid logsumexp ndtr sigmoid sinc softplus
+'''.split())
 
 #: Functions among the sums that look at their operands before they are called.
 _NOT_SUMS = frozenset('lerp alpha_dropout feature_alpha_dropout'.split())

@@ -168,7 +168,7 @@ def constant(call):
 def uniform(call):
     '''Share relevance evenly among the `n` factors of a product: ``g_x = J^T g_z / n``.'''
     positions = FACTORS.get(call.operator.name, range(len(call.args)))
-    factors = [tensor for tensor in tensors_in(*(call.args[i] for i in positions)) if call.carries(tensor)]
+    factors = factors_of(call)
     if len(factors) < 2:
         return call.run()
     gates = [tensor for tensor in factors if call.engine.role(tensor) in SATURATING]
@@ -272,10 +272,6 @@ def activation(call):
 
 def _is_power(exponent):
     return _is_number(exponent) and not getattr(exponent, 'requires_grad', False) and float(exponent) >= 1.
-
-
-def _is_root(call):
-    return call.operator.name in _POWERS and not (call.carries(call.args[0]) and _is_power(call.args[1]))
 
 
 def normalization(call):
@@ -382,23 +378,32 @@ def taylor(call):
 
 
 def expansion(call):
-    '''The first-order Taylor expansion, whatever the function: autograd. Deviations stay constants.'''
+    '''The first-order Taylor expansion: autograd. Normalizers and deviations are constants.'''
     kind, name = call.operator.kind, call.operator.name
     if kind is Kind.SOFTMAX:
         return taylor(call)
-    if kind in (Kind.GATE, Kind.ACTIVATION) and (name not in SMOOTH or _is_root(call)):
-        return RULES[kind](call)
-    if kind is Kind.MULTIPLY and 'div' in name and name != 'addcdiv':
-        return quotient(call)
+    if kind is Kind.ADD and name in ('lerp', 'alpha_dropout', 'feature_alpha_dropout'):
+        return add(call)
+    if kind is Kind.GATE and name not in SMOOTH or name in _POWERS and not _is_power(call.args[1]):
+        return gate(call)
+    if kind is Kind.MULTIPLY and ('div' in name or name == 'rtruediv'):
+        return multiply(call)
+    if kind is Kind.LINEAR and len(call.operands) == 1:
+        return linear(call)
+    if name == 'scaled_dot_product_attention' and call.record is not None:
+        return opened(call)  # so that the ledger can tell what each of its steps absorbs
     operands = {id(tensor): tensor.clone() if call.inplace and tensor is call.args[0] else tensor
                 for tensor in call.operands}
     if call.record is not None:
-        operands = {key: call.record.watch_operand(tensor) for key, tensor in operands.items()}
+        operands = call.record.expand(operands)
     args, call.kwargs = substitute((call.args, call.kwargs), lambda tensor: operands.get(id(tensor), tensor))
-    output = call.run_out_of_place(args) if call.inplace else call.run(args)
-    if call.record is not None:
-        call.record.watch_expansion(output)
-    return call.write_back(output)
+    return call.write_back(call.run_out_of_place(args)) if call.inplace else call.run(args)
+
+
+def factors_of(call):
+    '''The operands that are multiplied, each as often as it is.'''
+    positions = FACTORS.get(call.operator.name, range(len(call.args)))
+    return [tensor for tensor in tensors_in(*(call.args[i] for i in positions)) if call.carries(tensor)]
 
 
 def softmax_dim(call):

@@ -193,15 +193,17 @@ class TaylorSoftmax(OperatorRule):
 
 
 class Taylor(OperatorRule):
-    r'''First-order Taylor expansion of products, softmaxes and feature maps: ``R_x = x * dy/dx * R_y / y``.
+    r'''First-order Taylor expansion: ``R_x = x * dy/dx * R_y / y``, with normalizers and deviations as constants.
 
     Of :math:`y = f(x_1, x_2, \ldots)` each operand receives :math:`x_k \, \partial f / \partial x_k`, and the hidden
     bias of the expansion absorbs the rest [1]_: a sink, which is negative where each of several factors is credited
-    with all of their product. In the gradient domain it is plain autograd. Denominators and deviations of
-    normalizations stay constants, activations with ``a(0) = 0`` keep the identity rule.
+    with all of their product. In the gradient domain it is plain autograd, through products, softmaxes, feature maps
+    and activations alike. Denominators, deviations and roots stay constants.
 
-    Given to a module, it holds for all operators inside; blocks whose queries and keys are gates by their family
-    (Performer's ``FastAttention``, fast weights) let them carry relevance.
+    Given to a module, it holds for all operators inside. Blocks whose queries and keys are gates by their family
+    (Performer's ``FastAttention``, fast weights) let them carry relevance. The ledger has the hidden bias by formula:
+    :math:`(1 - n) \, y` of a product of `n` factors, :math:`y - x \, y'(x)` of a function of each element, that of
+    AttnLRP of a softmax; of few others (the delta rule, fused products and sums) it is what is left over.
 
     References
     ----------
@@ -210,7 +212,7 @@ class Taylor(OperatorRule):
            ICML 2024.
     '''
     kinds = frozenset({
-        Kind.EINSUM, Kind.MULTIPLY, Kind.SOFTMAX, Kind.ATTENTION, Kind.GATE, Kind.ACTIVATION, Kind.ADD})
+        Kind.EINSUM, Kind.MULTIPLY, Kind.LINEAR, Kind.SOFTMAX, Kind.ATTENTION, Kind.GATE, Kind.ACTIVATION, Kind.ADD})
     #: Of a softmax, the ledger measures what the hidden bias absorbs by its own formula.
     absorbs = True
     operate = staticmethod(propagation.expansion)

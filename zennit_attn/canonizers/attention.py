@@ -263,11 +263,12 @@ class AttentionCanonizer(Canonizer):
     def _wrap_forward(self, root_module):
         engine = self.engine
         takeover = Takeover(engine)
-        self._undo.append(takeover.remove)
         # The call and not only the forward, because hooks of the user on the root may compute something too.
         for name in ('forward', '_call_impl'):
             function = replace_method(root_module, name, self._undo)
             root_module.__dict__[name] = partial(_run, engine, takeover, function)
+        # Undone first: it may have replaced the forward of the root in its turn.
+        self._undo.append(takeover.remove)
 
 
 def _unhook(module, hook):
