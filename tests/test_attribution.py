@@ -91,6 +91,11 @@ def test_embedding_must_be_called_once(model):
         TokenGradient(twice, model.embedding, CPLRP())(IDS, torch.ones_like)
     with pytest.raises(ValueError, match='not a module of Tokens'):
         TokenGradient(model, nn.Embedding(11, 8))
+    twice.unused = nn.Embedding(11, 8)
+    with pytest.raises(NoRelevance, match='Embedding, .* was not called'):
+        TokenGradient(twice, twice.unused, CPLRP())(IDS, torch.ones_like)
+    with pytest.raises(NoRelevance, match='is the model itself'):
+        TokenGradient(twice, twice, CPLRP())(IDS, torch.ones_like)
 
 
 class Output(dict):

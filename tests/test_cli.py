@@ -363,7 +363,21 @@ def test_an_output_of_zero_is_said_to_be_zero(capsys, folder):
     (folder / 'zero.py').write_text('import torch\n\n\ndef zero():\n    layer = torch.nn.Linear(3, 2, bias=False)\n'
                                     '    torch.nn.init.zeros_(layer.weight)\n    return layer\n')
     code, printed, _ = run(capsys, 'audit', 'zero.py:zero', '-i', '1x3')
-    assert (code, 'which is 0: there is no relevance' in printed) == (0, True)
+    assert (code, 'which is 0: there is no relevance' in printed, 'nothing to check' in printed) == (1, True, True)
+
+
+def test_stabilizer_of_a_composite_is_that_of_its_canonizer(capsys, folder):
+    model = ('audit', 'cli_models.py:Attention', '-i', '1x5x6', '--all')
+    amounts = [run(capsys, *model, '--composite-set', f'stabilizer={value}')[1] for value in ('1e-9', '0.5')]
+    assert amounts[0] != amounts[1]
+
+
+@pytest.mark.parametrize(('setting', 'message'), [
+    ('linear_gamma=a', "linear_gamma must be a number or None, got 'a'"), ('stabilizer=abc', 'not a valid stabilizer')])
+def test_settings_of_a_composite_are_checked(capsys, folder, setting, message):
+    code, _, error = run(capsys, 'audit', 'cli_models.py:Attention', '-i', '1x5x6', '--composite-set', setting)
+    assert code == 2
+    assert message in error
 
 
 def test_debug_shows_where_it_came_from():
@@ -608,4 +622,5 @@ def test_models_of_transformers(capsys, saved):
     assert re.search(r"target   '[^']+' \(2,\d\) of output 1x3x7", printed)
     assert run(capsys, 'audit', 'transformers:./gpt', '--tokens', '2x4')[0] == 0
     assert 'nothing is downloaded' in refused(capsys, 'audit', 'transformers:nowhere/at-all', '--tokens', '1x4')
+    assert 'knows nothing of' in refused(capsys, 'heatmap', 'transformers:gpt', '--text', 'zzz qqq')
     assert 'finds no tokenizer' in refused(capsys, 'heatmap', 'transformers:gpt', '--text', 'a', '--tokenizer', 'none')

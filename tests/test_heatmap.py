@@ -483,7 +483,7 @@ def test_ledger_shares_are_groups_that_add_up():
     shares = ledger_shares(ledger(sinks=SINKS))
     assert shares == {
         'input': 3., 'biases': .75, 'positions': -.4375, 'other parameters': .125, 'constants': 1., 'stabilizers': 1e-9,
-        'rules': 2., 'softmax (Taylor)': -3., 'unaccounted': pytest.approx(.5625)}
+        'rules': 2., 'hidden biases': -3., 'unaccounted': pytest.approx(.5625)}
     assert sum(shares.values()) == pytest.approx(4.)
     with pytest.raises(ValueError, match='there is no sample 2'):
         ledger_shares(ledger(), 2)
@@ -503,7 +503,7 @@ def test_ledger_figure_shows_shares_of_the_output(tmp_path):
                     [bar.get_width() for bar in drawn.axes[0].patches], strict=True))
     assert bars['input'] == .75
     assert bars['biases'] == .1875
-    assert bars['softmax (Taylor)'] == -.75
+    assert bars['hidden biases'] == -.75
     assert [text.get_text() for text in drawn.axes[0].texts][:2] == ['75.0%', '18.8%']
     assert [axis.get_title() for axis in drawn.axes[:2]] == ['CP-LRP: output 4', 'other: output 4']
     largest = [tick.get_text() for tick in drawn.axes[2].get_yticklabels()]

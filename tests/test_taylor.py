@@ -94,10 +94,10 @@ def twin(model, x, everywhere=True):
     '''Gradient x input; outside of attention, of the whole model or with the default rules of products and gates.'''
     x = x.clone().requires_grad_()
     value, gate = model.fc(mixed(model.mix, x)).chunk(2, -1)
-    value = value * torch.sigmoid(gate) if everywhere else value * torch.sigmoid(gate).detach()
     if everywhere:
-        value = nn.functional.gelu(value)
+        value = nn.functional.gelu(value * torch.sigmoid(gate))
     else:
+        value = value * torch.sigmoid(gate).detach()
         value = value * (nn.functional.gelu(value) / value).detach()
     output = model.head(value.mean(1))
     weight = one_hot(output) / (output + 1e-9 * output.sign()).detach()

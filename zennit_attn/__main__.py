@@ -12,7 +12,7 @@ from .errors import AttributionError
 _EXAMPLES = '''\
 examples:
   zennit-attn demo                                          explain small trained models, write heatmaps/
-  zennit-attn audit torchvision:vit_b_16 --input 1x3x224x224          does the ledger close?
+  zennit-attn audit torchvision:swin_t --input 1x3x224x224            does the ledger close?
   zennit-attn audit mymodels.py:build --input 2x16x32                 ... and for code of your own?
   zennit-attn heatmap timm:vit_tiny_patch16_224 --checkpoint vit.pt --image cat.jpg -o cat.png
   zennit-attn heatmap transformers:my-bert --text 'what a film'

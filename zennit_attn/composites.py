@@ -11,7 +11,7 @@ from .layers import Attention, OperatorModule, Softmax
 from .rules import Gamma, Taylor, TaylorSoftmax
 
 #: Names of modules, or of their classes, inside which linear layers are attention projections.
-_ATTENTION_NAME = re.compile(r'att(n|ention)|\bmsa\b', re.IGNORECASE)
+_ATTENTION_NAME = re.compile(r'att(n|ention)|m(h|s|hs)a\b', re.IGNORECASE)
 
 
 def _is_attention(name, module):
@@ -31,7 +31,8 @@ class AttentionComposite(LayerMapComposite):
     ----------
     linear_gamma: float, optional
         If given, :py:class:`~zennit_attn.rules.Gamma` for :py:class:`torch.nn.Linear` outside of attention. Linear
-        layers inside a module whose name or class says attention (``attn``, ``attention``) follow LRP-0 always.
+        layers inside a module whose name or class says attention (``attn``, ``attention``, ``mha``, ``msa``, ``mhsa``)
+        follow LRP-0 always.
     conv_gamma: float, optional
         If given, :py:class:`~zennit_attn.rules.Gamma` for convolutions, inside attention too.
     stabilizer: callable or float, optional
@@ -50,6 +51,9 @@ class AttentionComposite(LayerMapComposite):
 
     def __init__(self, linear_gamma=None, conv_gamma=None, stabilizer=1e-9, layer_map=None, zero_params=None,
                  canonizers=None):
+        for name, gamma in (('linear_gamma', linear_gamma), ('conv_gamma', conv_gamma)):
+            if not isinstance(gamma, (int, float, type(None))):
+                raise TypeError(f'{name} must be a number or None, got {gamma!r}')
         canonizers = [AttentionCanonizer(stabilizer=stabilizer)] if canonizers is None else canonizers
         super().__init__(layer_map=[*(layer_map or []), *self.operator_map], canonizers=canonizers)
         gammas = ((Convolution, conv_gamma), (torch.nn.Linear, linear_gamma))
@@ -120,7 +124,8 @@ class CPLRP(AttentionComposite):
     '''Conservative propagation: every gate is a constant, the rest LRP-0.
 
     Attention maps, deviations of normalizations and other gates are viewed as constants [1]_. Its ledger closes with
-    biases and positions as the only sinks. The arguments are those of :py:class:`AttentionComposite`.
+    biases, positions and other added constants as the only sinks. The arguments are those of
+    :py:class:`AttentionComposite`.
 
     References
     ----------

@@ -281,7 +281,8 @@ class Recorder:
             return
         kind, follows = call.operator.kind, self.engine.override.get(call.operator.kind)
         rule = type(hook).__name__ if hook is not None else _EXPANSIONS.get(follows, _DEFAULT_RULES[kind])
-        if hook is None and follows is None and len(call.operands) > 1 and kind in (Kind.EINSUM, Kind.MULTIPLY, Kind.LINEAR):
+        products = (Kind.EINSUM, Kind.MULTIPLY, Kind.LINEAR)
+        if hook is None and follows is None and len(call.operands) > 1 and kind in products:
             rule = 'Uniform'
         row = (where, kind.value, call.operator.name, _detail(call), rule)
         self.counts[row] += 1

@@ -203,8 +203,8 @@ SATURATING = frozenset('atan arctan erf softsign tanh'.split())
 
 #: Gates that are smooth functions of each element, or of all, but no deviations: an expansion can follow them.
 SMOOTH = frozenset('''
-    acos acosh arccos arccosh cos cosh erfc erfcx exp exp2 expit hardsigmoid log log10 log2 log_ndtr logaddexp logaddexp2
-    logcumsumexp logit logsigmoid logsumexp ndtr sigmoid sinc softplus
+    acos acosh arccos arccosh cos cosh erfc erfcx exp exp2 expit hardsigmoid log log10 log2 log_ndtr logaddexp
+    logaddexp2 logcumsumexp logit logsigmoid logsumexp ndtr sigmoid sinc softplus
 '''.split())
 
 #: Functions among the sums that look at their operands before they are called.

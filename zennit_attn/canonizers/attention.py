@@ -6,9 +6,10 @@ import torch
 from torch.nn import Module, ModuleDict, ModuleList, ParameterDict, ParameterList, Sequential
 from torch.nn.parameter import is_lazy
 from zennit.canonizers import Canonizer
+from zennit.core import Stabilizer
 
 from ..engine import Engine
-from ..errors import ContextError, UnsupportedModule
+from ..errors import ContextError, NoRelevance, UnsupportedModule
 from ..layers import OPERATOR_MODULES, OperatorModule, softmax_type
 from ..structures import tensors_of
 from .families import FAMILIES
@@ -44,8 +45,13 @@ def explained_output(model, module):
         After the model was called: the leaf that took the place of the output, whose gradient is its relevance.
     '''
     leaves, engine = [], engine_of(model)
+    if isinstance(module, type(model)) and module is model:
+        raise NoRelevance(f'{type(model).__name__} is the model itself; name the embedding inside')
 
     def take(module, args, output):
+        if not isinstance(output, torch.Tensor):
+            raise NoRelevance(f'{type(module).__name__} returns {type(output).__name__}, and a model can be explained '
+                              'from a tensor; name the embedding inside')
         with torch._C.DisableTorchFunction():
             leaves.append(output.detach().requires_grad_())
             return leaves[-1] if engine is None or not engine.running else engine.to_gradient(leaves[-1])
@@ -55,6 +61,11 @@ def explained_output(model, module):
         engine.source = module
     try:
         yield leaves
+    except NoRelevance as error:
+        if leaves:
+            raise
+        raise NoRelevance(f'{type(module).__name__}, from whose output the model was to be explained, was not called '
+                          'in its forward; name a module that is') from error
     finally:
         handle.remove()
         if engine is not None:
@@ -91,7 +102,7 @@ class AttentionCanonizer(Canonizer):
         if unknown not in ('raise', 'gradient'):
             raise ValueError(f"unknown must be 'raise' or 'gradient', got {unknown!r}")
         self.unknown = unknown
-        self.stabilizer = stabilizer
+        self.stabilizer = Stabilizer.ensure(stabilizer)
         self.root = None
         self.engine = None
         self._undo = []
@@ -367,7 +378,7 @@ def _problem_of(module):
     if type(module).__name__ == 'OptimizedModule' or getattr(module, '_compiled_call_impl', None) is not None or (
             hasattr(type(module).forward, '_torchdynamo_orig_callable')):
         return ('is compiled, so its code cannot be seen: explain the original module (model._orig_mod for '
-                'torch.compile)')
+                'torch.compile), or build the model again if it was compiled in place by model.compile()')
     if isinstance(module, torch.nn.DataParallel) and len(module.device_ids) > 1:
         return 'runs copies of its module in threads, where no rule can follow: explain model.module'
     if '.quantized.' in type(module).__module__:

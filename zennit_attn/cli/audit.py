@@ -17,7 +17,7 @@ _EXAMPLES = f'''\
 {MODELS}
 
 examples:
-  zennit-attn audit torchvision:vit_b_16 --input 1x3x224x224
+  zennit-attn audit torchvision:swin_t --input 1x3x224x224
   zennit-attn audit timm:deit_tiny_patch16_224 --input cat.jpg --checkpoint deit.pt --composite attn_lrp
   zennit-attn audit transformers:distilgpt2-folder --tokens 1x12 --target last
   zennit-attn audit mymodels.py:build --set depth=2 --input sample.pt --target 3 --composite epsilon_plus_flat
@@ -147,6 +147,9 @@ def _verdict(case, ledger, refusal):
     if refusal is not None:
         found = f'{len(ledger.accepted)} without a rule' if ledger.accepted else first_line(refusal)
         print(f'NOT SUPPORTED: {found}')
+        return 1
+    if not ledger.output.any():
+        print('nothing to check: the relevance of the output is 0; choose another --target, or trained weights')
         return 1
     state = 'OPEN' if case.is_open(ledger) else 'closed'
     print(f'the ledger is {state}: unaccounted {worst(ledger)} of the output, tolerance {case.tolerance:g}')

@@ -6,6 +6,7 @@ from zennit.composites import COMPOSITES
 
 from ..attribution import call
 from ..canonizers import AttentionCanonizer
+from ..composites import AttentionComposite
 from ..conservation import audit
 from ..structures import rebuilt, tensors_of
 from . import inputs, targets
@@ -88,10 +89,14 @@ class Case:
         '''Return a composite by its name, with the canonizer that lets it work on attention.'''
         settings = dict(self.options.composite_settings)
         with blaming(f'composite {name} can not be made of {settings}; it may need --composite-set NAME=VALUE'):
-            return COMPOSITES[name](canonizers=[AttentionCanonizer(unknown=unknown)], **settings)
+            ours = issubclass(COMPOSITES[name], AttentionComposite) and 'stabilizer' in settings
+            shared = {'stabilizer': settings['stabilizer']} if ours else {}
+            return COMPOSITES[name](canonizers=[AttentionCanonizer(unknown=unknown, **shared)], **settings)
 
     def is_open(self, ledger):
-        '''Whether more than the tolerance is unaccounted.'''
+        '''Whether more than the tolerance is unaccounted, or there is nothing of which it could be.'''
+        if not ledger.output.any():
+            return True
         closed = ledger.unaccounted.abs() <= self.tolerance * ledger.output.abs()
         return not bool(closed.all())
 

@@ -90,6 +90,10 @@ def tokens(text, loaded, options, embedding):
     ids = tokenizer(text)['input_ids']
     if not ids:
         raise UsageError(f'the tokenizer makes no tokens of {text!r}')
+    words = [index for index in ids if index not in set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}]
+    if words and all(index == tokenizer.unk_token_id for index in words):
+        raise UsageError(f'the tokenizer knows nothing of {text!r} (its vocabulary has {len(tokenizer)} entries): was '
+                         'it saved with the model? Pass --tokenizer FOLDER')
     pieces = [tokenizer.decode([index]) for index in ids]
     return torch.tensor([ids]), _spaced(tokenizer, ids, pieces)
 
