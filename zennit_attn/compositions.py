@@ -49,6 +49,14 @@ def _instance_norm(x, weight, bias, mean, variance, use_input_stats, momentum, e
     return functional.instance_norm(x, mean, variance, weight, bias, use_input_stats, momentum, eps)
 
 
+def _conditional(normalize):
+    '''A normalization whose weight and bias depend on the input.'''
+    def run(x, mean=None, variance=None, weight=None, bias=None, *settings, **options):
+        weight, bias = per_channel(weight, x), per_channel(bias, x)
+        return _affine(normalize(x, mean, variance, None, None, *settings, **options), weight, bias)
+    return run
+
+
 def _attention(query, key, value, mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
@@ -190,6 +198,10 @@ COMPOSITIONS = {
     'scatter_reduce': _scatter_reduce, 'index_reduce': _index_reduce,
     'rnn_relu': _recurrence(_relu_step), 'rnn_relu_cell': _cell(_relu_step),
 }
+
+
+#: The same for normalizations with a weight or bias that carries relevance.
+CONDITIONAL = {function: _conditional(function) for function in (functional.batch_norm, functional.instance_norm)}
 
 
 @cache

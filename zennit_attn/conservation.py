@@ -325,6 +325,8 @@ class _Record:
         # A rule of Zennit measures as a whole what goes in and what comes out.
         ruled = hook is not None and not hasattr(hook, 'operate')
         self.added = None if ruled else _constant_part(call)
+        base = call.args[0]._base if call.inplace else None
+        self.base = base.detach().clone() if base is not None and not base.requires_grad else None
         bounded = not ruled and call.operator.name in _CLAMPS and len(call.operands) == 1
         self.before = call.operands[0].detach().clone() if bounded else None
 
@@ -340,8 +342,10 @@ class _Record:
             self._watch_softmax(output)
         elif self.left is not None:
             self._watch(output, self.left(output.detach()), self._hidden())
-        elif self.added is not None and self.added.any():
+        elif self.added is not None and (self.added.any() or self.base is not None):
             self._watch(output, self.added)
+        elif self.base is not None:
+            self._watch(output, torch.zeros_like(output))
 
     def moved(self, outputs):
         '''The same in the relevance domain: what arrives where a constant was put is absorbed.'''
@@ -371,7 +375,7 @@ class _Record:
     def _watch(self, output, value, key=None):
         if self.call.inplace and output._base is not None:
             # Relevance reaches a view that was written to through its base.
-            output, value = output._base, _within_base(output, value)
+            output, value = output._base, _within_base(output, value, self.base)
         key, value = key or self._key(), value.clone()
         output.register_hook(lambda grad: self.recorder.take(key, _inner(value, grad)))
 
@@ -395,8 +399,8 @@ class _Record:
         return SinkKey(self.where, self.call.operator.name, 'taylor', 'hidden bias')
 
     def _watch_softmax(self, output):
-        operand, dim = self.call.operands[0].detach(), softmax_dim(self.call)
-        result = output.detach().masked_fill(blanks(self.call), 0.)
+        operand, dim = self.call.operands[0].detach().clone(), softmax_dim(self.call)
+        result = output.detach().masked_fill(blanks(self.call), 0.).clone()
         key = SinkKey(self.where, self.call.operator.name, 'taylor', 'hidden bias')
 
         def absorb(grad):
@@ -482,8 +486,9 @@ def _left_over(call):
 _JOINT = frozenset('logcumsumexp logsumexp'.split())
 
 
-def _within_base(view, value):
-    base = torch.zeros_like(view._base.detach())
+def _within_base(view, value, before):
+    '''A value of a view in the shape of its base, and beside it what the base held that did not carry relevance yet.'''
+    base = torch.zeros_like(view._base.detach()) if before is None else before.clone()
     offset = view.storage_offset() - view._base.storage_offset() + base.storage_offset()
     base.as_strided(view.shape, view.stride(), offset).copy_(value)
     return base

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from zennit.core import Stabilizer
 
 from .errors import ContextError
-from .propagation import tensors_in
+from .propagation import substitute, tensors_in
 
 
 class Tag:
@@ -42,6 +42,7 @@ class Reindexed:
     __slots__ = ('call', 'record', 'versions', 'outputs')
 
     def __init__(self, call, record):
+        call.args, call.kwargs = substitute((call.args, call.kwargs), lambda tensor: tensor)  # lists may change later
         self.call = call
         self.record = record
         self.versions = [(tensor, tensor._version) for tensor in tensors_in(call.args, call.kwargs)]

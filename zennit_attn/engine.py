@@ -16,7 +16,7 @@ from zennit.rules import Pass
 from .domains import Entries, Reindexed, Source, Tag, ToGradient, ToRelevance, twin_of, watching
 from .errors import ContextError, NoRelevance, UnsupportedModule, UnsupportedOperator, UnsupportedRule, UntrackedTensor
 from .layers import OPERATOR_MODULES, OperatorModule
-from .operators import DIRECT, TABLE, Kind, lookup
+from .operators import DIRECT, TABLE, Kind, lookup, out_of_place
 from .propagation import RULES, Call, expansion, tensors_in
 from .refusals import reason
 from .ruled import Ruled, RuledCall, to_positional, zennit_hooks
@@ -28,6 +28,8 @@ _CHECKPOINTING = (
     'where no rule can follow; turn checkpointing off (model.eval(), gradient_checkpointing_disable(), '
     'use_checkpoint=False)'
 )
+#: Functions that put what is given in the place of all that a tensor held.
+_OVERWRITES = frozenset(('copy', 'fill', 'zero'))
 #: Functions by which code asks for gradients while it runs.
 _GRADIENTS = frozenset((torch.autograd.grad, torch.Tensor.backward, torch.Tensor.register_hook))
 
@@ -159,6 +161,10 @@ class Engine(TorchFunctionMode):
         return True
 
     def _enter(self, tensor):
+        if tensor.requires_grad and tensor.is_complex():
+            raise UnsupportedOperator(
+                f'{self.where.name_of(self.root)}: a complex input has no relevance of its own; pass what '
+                'torch.view_as_real makes of it, and make it complex inside')
         return self.to_gradient(tensor) if tensor.requires_grad else tensor
 
     def _leave(self, output):
@@ -224,7 +230,9 @@ class Engine(TorchFunctionMode):
     def role(self, tensor):
         '''Return the name of the activation a tensor came from, or None.'''
         tag = getattr(tensor, 'lrp_tag', None)
-        return tag and tag.role
+        if tag is None or (tag.role not in (None, 'constant') and tag.version != tensor._version):
+            return None
+        return tag.role
 
     def to_gradient(self, tensor):
         '''Convert a tensor of the relevance domain for operator code; its twin stays known.'''
@@ -314,6 +322,8 @@ class Engine(TorchFunctionMode):
             if not (isinstance(operand, torch.nn.Parameter) or any(operand is tensor for tensor in unneeded)):
                 self.check_tag(operand)
         if any(self._is_constant(operand) for operand in operands):
+            if operator is not None and operator.name.endswith('__set__'):
+                return func(*args, **kwargs)
             args, kwargs = self._detach_constants(operator, args, kwargs)
             operands = [tensor for tensor in tensors_in(args, kwargs) if tensor.requires_grad]
             if not operands:
@@ -323,17 +333,38 @@ class Engine(TorchFunctionMode):
         call = Call(self, operator, func, args, kwargs, operands)
         if not torch.is_grad_enabled():
             return self._run_without_grad(call)
+        if kwargs.get('out') is not None:
+            raise UnsupportedOperator(self._explain_out(operator.name))
+        if operator.name == 'scaled_dot_product_attention':
+            call.plain_mask()
+        if call.inplace and self.role(call.args[0]) == 'constant' and operator.kind not in (
+                Kind.REARRANGE, Kind.SELECT, Kind.PLAIN):
+            return self._write_into_constant(call)
+        roles = [self.role(operand) for operand in operands]
         module, hook = self._rule_for(operator.kind)
         record = call.record = self.recorder.begin(call, module, hook) if self.recorder is not None else None
         if hook is not None:
             output = self._apply_hook(call, module, hook)
         else:
             output = self.override.get(operator.kind, RULES[operator.kind])(call)
-        self._tag_output(call, output, record)
+        self._tag_output(call, output, record, roles)
         if record is not None:
             call.record = None
             record.returned(output)
         return output
+
+    def _write_into_constant(self, call):
+        '''Write into what carries nothing: it stays so, unless what is written carries relevance.'''
+        target, *rest = call.args
+        if not any(operand is not target for operand in call.operands):
+            with torch.no_grad():
+                call.run()
+            return target
+        with self:
+            output = out_of_place(call.func, call.operator.name)(target.detach().clone(), *rest, **call.kwargs)
+        target.copy_(output)
+        tag = output.lrp_tag
+        return self.mark(target, role=tag.role)
 
     def _unneeded(self, operator, args):
         '''Operands that receive no relevance by the default rule, so that it does not matter where they come from.'''
@@ -403,22 +434,25 @@ class Engine(TorchFunctionMode):
             f'torch.no_grad, where no relevance can follow\n  {line}\ntake the write out of torch.no_grad'
         )
 
-    def _tag_output(self, call, output, record):
+    def _tag_output(self, call, output, record, roles):
+        kind, role = call.operator.kind, None
+        if kind is Kind.ACTIVATION:
+            role = call.operator.name
+        elif len(call.operands) == 1 and (kind is Kind.REARRANGE or _scales(call)):
+            role = roles[0]
         if output is None or call.inplace:
             target = call.args[0]
-            if self.role(target) != 'constant' or call.operator.kind is Kind.REARRANGE:
-                self.mark(target)
+            if call.operator.name in _OVERWRITES and len(call.operands) == 1 and call.carries(target):
+                self.mark(target, role='constant')
+            elif self.role(target) != 'constant' or (kind is Kind.REARRANGE and len(call.operands) > 1):
+                self.mark(target, None if role == 'constant' or kind is Kind.ACTIVATION else role)
             if target._base is not None and target._base.requires_grad:
                 self.mark(target._base)
             return
         if call.carries(output):
             return
-        kind, role = call.operator.kind, None
-        if kind is Kind.ACTIVATION:
-            role = call.operator.name
-        elif len(call.operands) == 1 and (kind is Kind.REARRANGE or _scales(call)):
-            role = self.role(call.operands[0])
-        moves = kind in (Kind.REARRANGE, Kind.SELECT) and not call.accumulates
+        moves = kind in (Kind.REARRANGE, Kind.SELECT) and not call.accumulates and not (
+            any(operand.is_complex() for operand in call.operands))  # of which some are conjugated
         twin = Reindexed(call, record) if self.ruled and moves else None
         self.mark(output, role, twin)
 
@@ -482,6 +516,7 @@ class Engine(TorchFunctionMode):
     def apply_rule(self, module, function, hook, args, kwargs, name):
         '''Run one call of a module through its Zennit rule, and convert on both sides.'''
         carrying = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.requires_grad]
+        target = carrying[0] if carrying and getattr(module, 'inplace', False) is True else None
         if len(carrying) > 1 and isinstance(hook, (BasicHook, Pass)):
             raise UnsupportedRule(
                 f'rule {type(hook).__name__} on module {name!r}: the module has {len(carrying)} inputs that carry '
@@ -498,8 +533,18 @@ class Engine(TorchFunctionMode):
                 f'rule {type(hook).__name__} on module {name!r}: the module returns {type(structure).__name__}, and '
                 'the rule can serve a tensor only; give it to the modules inside'
             )
-        return rebuilt(
+        result = rebuilt(
             structure, lambda tensor: self.to_gradient(next(outputs)) if tensor.is_floating_point() else tensor)
+        return result if target is None else self._put_in_place(target, result)
+
+    def _put_in_place(self, target, result):
+        '''What a module has computed in place is what everybody sees who holds its input.'''
+        twin = result.lrp_tag.twin
+        target.copy_(result)
+        if target._base is not None and target._base.requires_grad:
+            self.mark(target._base)
+        self._mark(target, None, twin)
+        return target
 
     # ---- words for errors ------------------------------------------------------------------------------------------
 
@@ -507,6 +552,11 @@ class Engine(TorchFunctionMode):
         '''Remember the last gate, to name it if the output turns out to carry nothing.'''
         reference = weakref.ref(output) if isinstance(output, torch.Tensor) else None
         self.last_gate = (call.operator.name, *self.where.locate(), reference)
+
+    def _explain_out(self, name):
+        module, line = self.where.locate()
+        return (f'module {module!r} calls {name} with out=, past autograd, on a tensor that carries relevance\n'
+                f'  {line}\nassign what it returns instead')
 
     def _explain_loss(self, outputs):
         opaque = [type(output).__name__ for output in outputs if hasattr(output, '__dict__')
@@ -559,4 +609,5 @@ def is_layer(module):
 
 
 def _scales(call):
-    return call.operator.name in ('mul', 'multiply', 'rmul', 'div', 'true_divide', 'truediv', 'neg', 'negative')
+    return call.operator.name in (
+        'mul', 'multiply', 'rmul', 'imul', 'itruediv', 'idiv', 'div', 'true_divide', 'truediv', 'neg', 'negative')

@@ -66,7 +66,7 @@ NAMES = {
         nonzero_static not_equal numel numpy one_hot ones_like output_nr register_hook repr requires_grad retain_grad
         retains_grad searchsorted shape short signbit size storage storage_offset storage_type stride tolist unique
         unique_consecutive untyped_storage version zeros_like base rand_like randn_like new_empty new_full new_ones
-        new_tensor new_zeros new_empty_strided nextafter bitwise_and bitwise_or bitwise_not is_xpu is_ipu is_xla
+        new new_tensor new_zeros new_empty_strided nextafter bitwise_and bitwise_or bitwise_not is_xpu is_ipu is_xla
         is_maia is_mtia is_vulkan and or xor invert lshift rshift iand ior ixor ilshift irshift rand ror rxor rlshift
         rrshift bitwise_xor bitwise_left_shift bitwise_right_shift gcd lcm histogram histogramdd matrix_rank
         unravel_index dimI dimV nnz sparse_dim qscheme cdata backward_hooks grad_dtype has_grad_dtype_override volatile
@@ -177,7 +177,8 @@ SIGNATURES = {
     'scaled_dot_product_attention': ('query', 'key', 'value', 'attn_mask', 'dropout_p', 'is_causal'),
     'index_copy': ('input', 'dim', 'index', 'source'), 'index_put': ('input', 'indices', 'values', 'accumulate'),
     'put': ('input', 'index', 'source', 'accumulate'), 'scatter': ('input', 'dim', 'index', 'src'),
-    'grid_sample': ('input', 'grid'), 'solve': ('A', 'B'), 'solve_triangular': ('A', 'B'),
+    'multi_dot': ('tensors',), 'where': ('condition', 'input', 'other'), 'grid_sample': ('input', 'grid'),
+    'solve': ('A', 'B'), 'solve_triangular': ('A', 'B'),
     'causal_dot_product': ('q', 'k', 'v'), 'delta_rule': ('q', 'k', 'v', 'beta'),
 } | {name: ('input', 'weight', 'bias') for name in (
     'conv1d', 'conv2d', 'conv3d', 'conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d'
@@ -208,7 +209,9 @@ SMOOTH = frozenset('''
 '''.split())
 
 #: Functions among the sums that look at their operands before they are called.
-_NOT_SUMS = frozenset('lerp alpha_dropout feature_alpha_dropout'.split())
+_NOT_SUMS = frozenset('''
+    lerp alpha_dropout feature_alpha_dropout trapezoid trapz cumulative_trapezoid embedding_bag
+'''.split())
 
 TABLE = {}
 #: How many operands that depend on the input a function may have for plain autograd to be its rule.

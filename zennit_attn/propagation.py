@@ -4,14 +4,18 @@ With ``R_x = x * g_x``, what flows backward here is ``g``. Every function below 
 backward pass is the rule: plain autograd is LRP-0 for whatever is linear, products divide by the number of their
 factors, gates are constants, activations scale by ``y / x``.
 '''
+from numbers import Real
+
 import torch
 from torch.nn import functional
 
-from .compositions import COMPOSITIONS, Unwritten, visible
+from .compositions import COMPOSITIONS, CONDITIONAL, Unwritten, visible
 from .errors import UnsupportedModule, UnsupportedOperator
 from .kernels import NORMS, ConstantAttention, ConstantConvolution, ConstantLinear, Scale, blank_rows, slope_at_zero
 from .operators import FACTORS, GATED, HOMOGENEOUS, SATURATING, SIGNATURES, SMOOTH, WRITES, Kind, out_of_place
 
+#: Sums that are weighted by another operand.
+_BILINEAR = frozenset('trapezoid trapz cumulative_trapezoid embedding_bag'.split())
 _POWERS = ('pow', 'ipow', 'float_power')
 
 
@@ -92,6 +96,17 @@ class Call:
         return self.operator.name in WRITES and (
             bool(self.kwargs.get('accumulate')) or 'reduce' in self.kwargs or any(arg is True for arg in self.args[3:]))
 
+    def plain_mask(self):
+        '''Make of a mask of attention a plain tensor of two axes or more, as torch's own kernels see it.'''
+        mask = self.args[3] if len(self.args) > 3 else self.kwargs.get('attn_mask')
+        if not isinstance(mask, torch.Tensor):
+            return
+        plain = mask._materialize(self.args[0].device) if hasattr(mask, '_materialize') else mask
+        plain = plain[None] if plain.ndim == 1 else plain
+        self.args, self.kwargs = substitute(
+            (self.args, self.kwargs), lambda tensor: plain if tensor is mask else tensor)
+        self.operands = [plain if operand is mask else operand for operand in self.operands]
+
     def write_back(self, output):
         '''Put an output computed out of place where the caller expects it.'''
         if self.inplace:
@@ -148,9 +163,10 @@ def _places(call):
 
 def _names_places(index):
     if isinstance(index, tuple):
-        return any(_names_places(item) for item in index)
+        return any(isinstance(item, tuple) or _names_places(item) for item in index)
     is_tensor = isinstance(index, torch.Tensor)
-    return isinstance(index, list) or (is_tensor and index.ndim > 0 and index.dtype not in (torch.bool, torch.uint8))
+    is_array = isinstance(index, list) or type(index).__module__ == 'numpy'
+    return is_array or (is_tensor and index.ndim > 0 and index.dtype not in (torch.bool, torch.uint8))
 
 
 def constant(call):
@@ -225,11 +241,13 @@ def multiply(call):
         return quotient(call)
     if name == 'addcdiv':
         return opened(call)
+    if name == 'ldexp':
+        return call.run((call.args[0], call.args[1].detach())) if call.carries(call.args[0]) else constant(call)
     return uniform(call)
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.ndim == 0)
+    return isinstance(value, Real) or (isinstance(value, torch.Tensor) and value.ndim == 0)
 
 
 def add(call):
@@ -238,6 +256,8 @@ def add(call):
         raise UnsupportedModule(f'{call.operator.name} shifts its input at random in training; call model.eval() first')
     if call.operator.name == 'lerp' and len(call.args) > 2 and call.carries(call.args[2]):
         return opened(call)
+    if call.operator.name in _BILINEAR:
+        return uniform(call)
     if len(call.operands) == 1 and call.engine.role(call.operands[0]) and _adds_a_number(call):
         return constant(call)
     return call.run()
@@ -257,6 +277,10 @@ def _adds_a_number(call):
 def activation(call):
     '''Identity rule of an activation with ``a(0) = 0``: ``R_x = R_y``, so ``g_x = g_y * y / x``.'''
     name = call.operator.name
+    if call.operands[0].is_complex() and name not in ('abs', 'absolute'):
+        module, line = call.engine.where.locate()
+        raise UnsupportedOperator(f'module {module!r} calls {name} on a complex tensor, for which there is no rule\n'
+                                  f'  {line}\nwrite it with products, or for real and imaginary part')
     if name in HOMOGENEOUS:
         return call.run()
     if not call.carries(call.args[0]) or (name in _POWERS and not _is_power(call.args[1])):
@@ -281,7 +305,7 @@ def normalization(call):
         return opened(call)
     affine = [arg for arg in call.args[1:] if call.carries(arg)]
     if affine:
-        return opened(call)
+        return opened(call, CONDITIONAL.get(call.func))
     x, *rest = call.args
     if torch.is_autocast_enabled(x.device.type) and x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
@@ -348,9 +372,9 @@ def _constant_convolution(function, x, weight, bias=None, *settings):
     return ConstantConvolution.apply(x, weight, bias, function, *settings)
 
 
-def opened(call):
+def opened(call, function=None):
     '''Run the code that a composed function consists of under the engine's eyes.'''
-    function = COMPOSITIONS.get(call.operator.name) or visible(call.func)
+    function = function or COMPOSITIONS.get(call.operator.name) or visible(call.func)
     call.opened = True
     try:
         with call.engine:
@@ -408,8 +432,8 @@ def factors_of(call):
 
 def softmax_dim(call):
     '''The dimension that a softmax is taken over.'''
-    dim = call.kwargs.get('dim', call.args[1] if len(call.args) > 1 else -1)
-    return -1 if dim is None else dim
+    dim = call.kwargs.get('dim', call.args[1] if len(call.args) > 1 else None)
+    return functional._get_softmax_dim(call.operator.name, call.args[0].ndim, 3) if dim is None else dim
 
 
 def blanks(call):

@@ -53,7 +53,7 @@ class RuledCall:
         '''Run the module and let the rule store what it needs. Returns the outputs as a list of tensors.'''
         self.autocast = _autocast_of(inputs[0].device.type)
         self.versions = [(tensor, tensor._version) for tensor in inputs]
-        self.addresses = _addresses(self.module)
+        self.addresses = addresses(self.module)
         args = self._fill([tensor.detach() for tensor in inputs])
         private = tuple(arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args)
         with torch._C.DisableTorchFunction():
@@ -72,10 +72,7 @@ class RuledCall:
             raise ContextError('the input of the model, which module '
                                f'{self.engine.where.name_of(self.module)!r} has used, was written to between forward '
                                'and backward; write to a clone of it')
-        if _addresses(self.module) != self.addresses:
-            raise ContextError(f'module {self.engine.where.name_of(self.module)!r} has other parameters than in the '
-                               'forward, e.g. because of torch.func.functional_call around it, and its rule '
-                               f'{type(self.source).__name__} would use them; put these into the model')
+        check_parameters(self.module, self.addresses, self.engine.where.name_of(self.module), self.source)
         with self.engine.resting(), self.autocast:
             return self._backward(relevance)
 
@@ -106,7 +103,16 @@ class RuledCall:
         return torch.autograd.grad(outputs, inputs, relevance, allow_unused=True)
 
 
-def _addresses(module):
+def check_parameters(module, expected, name, hook):
+    '''Refuse a backward pass through a rule that would use other parameters than the forward did.'''
+    if addresses(module) != expected:
+        raise ContextError(f'module {name!r} has other parameters than in the forward, e.g. because of '
+                           f'torch.func.functional_call around it, and its rule {type(hook).__name__} would use them; '
+                           'put these into the model')
+
+
+def addresses(module):
+    '''Where the parameters of a module are, by which a rule knows that they are the same.'''
     # The attribute, because Zennit 1.0 hides a parameter behind one when it merges batch norms.
     return [getattr(owner, name).data_ptr() for owner in module.modules()
             for name, parameter in owner._parameters.items() if parameter is not None]

@@ -12,7 +12,7 @@ from . import propagation
 from .engine import Engine
 from .kernels import GammaLinear, LinearMap, gamma_gradient
 from .operators import Kind
-from .ruled import check_active
+from .ruled import addresses, check_active, check_parameters
 
 
 class OperatorRule(Hook):
@@ -273,10 +273,12 @@ class Gamma(ZennitGamma):
             return NotImplemented
         gamma, stabilizer = self.arguments['gamma'], Stabilizer.ensure(self.arguments['stabilizer'])
 
+        name, before = engine.where.name_of(module), addresses(module)
+
         def gradient(x, output, grad):
             check_active(self)
+            check_parameters(module, before, name, self)
             return gamma_gradient(LinearMap(module), x, output, grad, gamma, stabilizer, zeroed)
-        name = engine.where.name_of(module)
         engine.check_tag(args[0], name)
         report = engine.recorder and engine.recorder.rule(name, module, self)
         return engine.mark(GammaLinear.apply(args[0], function, gradient, report))

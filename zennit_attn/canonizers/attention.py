@@ -8,7 +8,7 @@ from torch.nn.parameter import is_lazy
 from zennit.canonizers import Canonizer
 from zennit.core import Stabilizer
 
-from ..engine import Engine
+from ..engine import Engine, is_layer
 from ..errors import ContextError, NoRelevance, UnsupportedModule
 from ..layers import OPERATOR_MODULES, OperatorModule, softmax_type
 from ..structures import tensors_of
@@ -231,6 +231,9 @@ class AttentionCanonizer(Canonizer):
             if _runs_operators(module) and (self.everywhere or module in inside):
                 for kind, operator_type in OPERATOR_MODULES.items():
                     self.insert(module, f'canonizer_{kind.value}', operator_type())
+                for name in ('named_children', 'named_modules'):
+                    function = replace_method(module, name, self._undo)
+                    module.__dict__[name] = partial(_without_operators, self.engine, function)
 
     def insert(self, module, name, operator_module):
         '''Give a module a child until the canonizer is removed.'''
@@ -280,6 +283,13 @@ class AttentionCanonizer(Canonizer):
             root_module.__dict__[name] = partial(_run, engine, takeover, function)
         # Undone first: it may have replaced the forward of the root in its turn.
         self._undo.append(takeover.remove)
+
+
+def _without_operators(engine, function, *args, **kwargs):
+    '''Children or modules as the model knows them, where its own code walks over them while it is explained.'''
+    found = function(*args, **kwargs)
+    return ((name, module) for name, module in found if not isinstance(module, OperatorModule) or is_layer(module)) if (
+        engine.running) else found
 
 
 def _unhook(module, hook):
@@ -353,8 +363,8 @@ def _runs_operators(module):
     if isinstance(module, (*_CONTAINERS, OperatorModule)) or cls.forward is Module.forward:
         return False
     code = getattr(cls.forward, '__code__', None)
-    # Code that walks over its own children must not meet ours.
-    if code is not None and {'children', 'named_children', 'modules', 'named_modules', '_modules'} & set(code.co_names):
+    # Code that walks over its own children must not meet ours, which other ways to walk hide.
+    if code is not None and '_modules' in code.co_names:
         return False
     if cls.__module__.startswith('torch.nn.modules.'):
         return bool(module._modules)
@@ -376,7 +386,8 @@ def _problem_of(module):
     if isinstance(module, torch.jit.ScriptModule):
         return 'is TorchScript, whose code cannot be seen: use the module it was made from'
     if type(module).__name__ == 'OptimizedModule' or getattr(module, '_compiled_call_impl', None) is not None or (
-            hasattr(type(module).forward, '_torchdynamo_orig_callable')):
+            hasattr(type(module).forward, '_torchdynamo_orig_callable')
+            and not getattr(type(module).forward, '_torchdynamo_disable', False)):
         return ('is compiled, so its code cannot be seen: explain the original module (model._orig_mod for '
                 'torch.compile), or build the model again if it was compiled in place by model.compile()')
     if isinstance(module, torch.nn.DataParallel) and len(module.device_ids) > 1:
