@@ -231,9 +231,14 @@ class AttentionCanonizer(Canonizer):
             if _runs_operators(module) and (self.everywhere or module in inside):
                 for kind, operator_type in OPERATOR_MODULES.items():
                     self.insert(module, f'canonizer_{kind.value}', operator_type())
-                for name in ('named_children', 'named_modules'):
-                    function = replace_method(module, name, self._undo)
-                    module.__dict__[name] = partial(_without_operators, self.engine, function)
+                self._hide_operators(module)
+
+    def _hide_operators(self, module):
+        attributes, walks = module.__dict__, ('named_children', 'named_modules')
+        before = {name: attributes[name] for name in walks if name in attributes}
+        functions = {name: partial(_without_operators, self.engine, getattr(module, name)) for name in walks}
+        self._undo.append(lambda: [attributes.pop(name, None) for name in walks] and attributes.update(before))
+        attributes.update(functions)
 
     def insert(self, module, name, operator_module):
         '''Give a module a child until the canonizer is removed.'''
@@ -242,7 +247,7 @@ class AttentionCanonizer(Canonizer):
                                'has its operator modules; copy models outside of contexts')
         if name in module._modules or name in module.__dict__ or hasattr(type(module), name):
             raise UnsupportedModule(f'{type(module).__name__} already has an attribute {name!r}; rename it')
-        operator_module.train(module.training)
+        operator_module.training = module.training
         self._undo.append(lambda: module._modules.pop(name, None))
         module._modules[name] = operator_module
 
