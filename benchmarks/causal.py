@@ -13,7 +13,7 @@ import torch
 from measure import Row, always, growth_row, memory_row, peak, rounds, seconds, size, time_row
 
 from zennit_attn.attention import backends, causal_dot_product, delta_rule
-from zennit_attn.attention.causal import BACKENDS
+from zennit_attn.kernels.causal import BACKENDS
 
 
 def differentiate(function, operands):

@@ -10,7 +10,7 @@ from torch.overrides import get_ignored_functions, get_overridable_functions, re
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from zennit_attn.operators import NAMES, TABLE, Kind, base_name, lookup
-from zennit_attn.refusals import GROUPS, REASONS, UNKNOWN, reason
+from zennit_attn.operators.refusals import GROUPS, REASONS, UNKNOWN, reason
 
 DOCS = Path(__file__).parent.parent / 'docs'
 KINDS = {name: kind for kind, names in NAMES.items() for name in names.split()}
@@ -161,6 +161,7 @@ def test_activations_vanish_at_zero():
 
 
 def test_what_has_a_kind_is_in_the_table():
-    assert TABLE[torch.add].kind is Kind.ADD
+    assert lookup(torch.add).kind is Kind.ADD
+    assert TABLE[torch.add] is lookup(torch.add)
     assert all(lookup(function).kind is not Kind.REFUSED or reason(lookup(function).name) != UNKNOWN
                for function in FUNCTIONS)

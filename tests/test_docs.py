@@ -74,11 +74,10 @@ def test_blocks_are_found():
 @pytest.fixture
 def same_table():
     '''Operators that a page registers are forgotten after it.'''
-    before = dict(operators.TABLE), dict(operators.DIRECT)
+    before = dict(operators.TABLE)
     yield
-    for table, content in zip((operators.TABLE, operators.DIRECT), before, strict=True):
-        table.clear()
-        table.update(content)
+    operators.TABLE.clear()
+    operators.TABLE.update(before)
 
 
 def run_python(block, names, origin):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from zennit.core import Stabilizer
 
-from zennit_attn.domains import stabilized
+from zennit_attn.engine.domains import stabilized
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])

@@ -8,10 +8,10 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from zennit.attribution import Gradient
 
-from zennit_attn import kernels
 from zennit_attn.composites import CPLRP, AttnLRP
 from zennit_attn.conservation import audit
-from zennit_attn.propagation import softmax_attention
+from zennit_attn.kernels import attention as kernels
+from zennit_attn.propagation.rules import softmax_attention
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6}
 SEEN = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 1, 0, 0]], dtype=torch.bool)

@@ -123,7 +123,7 @@ def test_expansion_of_a_model_or_of_one_module(composite, everywhere):
     check(model, x, composite)
     ledger = audit(model, composite(), x, one_hot)
     rules = {operation.rule for operation in ledger.operators if operation.module == 'mix'}
-    assert {'Taylor'} <= rules <= {'Taylor', 'gradient'}
+    assert {'Taylor'} <= rules <= {'Taylor', 'TaylorSoftmax', 'LRPZero', 'Constant', 'gradient'}
 
 
 def test_maps_differ_from_those_of_constant_gates():

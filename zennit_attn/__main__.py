@@ -2,8 +2,8 @@
 import argparse
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
 
+from . import __version__
 from .cli import audit, demo, heatmap, listing
 from .cli.options import formatter
 from .cli.usage import UsageError
@@ -56,18 +56,11 @@ def _parser():
     parser = argparse.ArgumentParser(
         prog='zennit-attn', description='Layer-wise relevance propagation for any attention code.', epilog=_EXAMPLES,
         formatter_class=formatter)
-    parser.add_argument('--version', action='version', version=f'zennit-attn {_version()}')
+    parser.add_argument('--version', action='version', version=f'zennit-attn {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
     for command in (demo, audit, heatmap, listing):
         command.add_parser(commands)
     return parser
-
-
-def _version():
-    try:
-        return version('zennit-attn')
-    except PackageNotFoundError:
-        return '(not installed)'
 
 
 if __name__ == '__main__':

@@ -1,14 +1,57 @@
 '''Attributors: what Zennit's do, for models whose input cannot carry relevance.'''
 from collections.abc import Mapping
+from contextlib import contextmanager, nullcontext
 
 import torch
 from zennit.attribution import Gradient
 
-from .canonizers.attention import explained_output
+from .canonizers.attention import engine_of
 from .errors import NoRelevance
 
 
-def call(model, input, embedding=None, select=None):
+@contextmanager
+def explained_output(model, module):
+    '''Explain a model from the output of one of its modules, in place of its input.
+
+    Parameters
+    ----------
+    model: :py:class:`torch.nn.Module`
+        The model, with or without an open context.
+    module: :py:class:`torch.nn.Module`
+        The part of the model whose output is explained, e.g. an embedding. It must be called once.
+
+    Yields
+    ------
+    list of :py:class:`torch.Tensor`
+        After the model was called: the leaf that took the place of the output, whose gradient is its relevance.
+    '''
+    leaves, engine = [], engine_of(model)
+    source = nullcontext() if engine is None else engine.explaining_from(module)
+    if isinstance(module, type(model)) and module is model:
+        raise NoRelevance(f'{type(model).__name__} is the model itself; name the embedding inside')
+
+    def take(module, args, output):
+        if not isinstance(output, torch.Tensor):
+            raise NoRelevance(f'{type(module).__name__} returns {type(output).__name__}, and a model can be explained '
+                              'from a tensor; name the embedding inside')
+        with torch._C.DisableTorchFunction():
+            leaves.append(output.detach().requires_grad_())
+            return leaves[-1] if engine is None or not engine.running else engine.forward.to_gradient(leaves[-1])
+
+    handle = module.register_forward_hook(take)
+    try:
+        with source:
+            yield leaves
+    except NoRelevance as error:
+        if leaves:
+            raise
+        raise NoRelevance(f'{type(module).__name__}, from whose output the model was to be explained, was not called '
+                          'in its forward; name a module that is') from error
+    finally:
+        handle.remove()
+
+
+def call_model(model, input, embedding=None, select=None):
     '''Call a model that is to be explained.
 
     Parameters
@@ -51,6 +94,33 @@ def call(model, input, embedding=None, select=None):
         raise TypeError(f'{type(model).__name__} returns {type(output).__name__}, not a tensor; pass select, e.g. '
                         'select=lambda output: output.logits, or wrap the model in a module that returns the tensor')
     return output, leaves
+
+
+def output_relevance(output, attr_output=None):
+    '''Return the relevance of an output.
+
+    Parameters
+    ----------
+    output: :py:class:`torch.Tensor`
+        The output.
+    attr_output: :py:class:`torch.Tensor` or callable, optional
+        Its relevance, or a function of it. Default is the output itself.
+
+    Returns
+    -------
+    :py:class:`torch.Tensor`
+        Of the shape and type of the output.
+
+    Raises
+    ------
+    ValueError
+        If `attr_output` has not the shape of the output.
+    '''
+    relevance = output if attr_output is None else attr_output(output) if callable(attr_output) else attr_output
+    if relevance.shape != output.shape:
+        raise ValueError(f'attr_output has shape {tuple(relevance.shape)}, but the output has {tuple(output.shape)}; '
+                         'pass relevance for every element of the output, e.g. a one-hot target')
+    return relevance.detach().to(output.dtype)
 
 
 class TokenGradient(Gradient):
@@ -113,7 +183,7 @@ class TokenGradient(Gradient):
         TypeError
             If there is no tensor to explain.
         '''
-        output, leaves = call(self.model, input, self.embedding, self.select)
+        output, leaves = call_model(self.model, input, self.embedding, self.select)
         relevance, = torch.autograd.grad(
             (output,), leaves, grad_outputs=(attr_output_fn(output),), create_graph=self.create_graph,
             retain_graph=self.retain_graph,

@@ -6,10 +6,10 @@ type below. A child is found by its type (``LayerMapComposite``) or its name, e.
 '''
 from functools import cache
 
-import torch
 from torch.nn import Module, Parameter
 
 from .operators import Kind
+from .trees import tensors_in
 
 
 class OperatorModule(Module):
@@ -20,7 +20,12 @@ class OperatorModule(Module):
     there is one), so that rules that modify parameters (``Gamma``, ``ZPlus``...) work as on
     :py:class:`torch.nn.Linear`.
     '''
-    kind = None
+    kind: Kind
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if 'kind' in vars(cls):  # what its kind means is said in one place
+            cls.__doc__ = f'{cls.kind.sentence}\n\n    {cls.__doc__}'
 
     def forward(self, *args):
         '''Run the call this copy is bound to.
@@ -66,85 +71,85 @@ class _Bound:
     def of(cls, operator_type, call):
         bound = cls.type_for(operator_type)()
         object.__setattr__(bound, 'call', call)
-        weights = [arg for arg in call.args[:2] if _is_constant(call, arg)]
-        for name, tensor in zip(('weight',), weights, strict=False):
-            bound.register_parameter(name, Parameter(tensor, requires_grad=False))
-        if call.operator.kind is Kind.LINEAR and len(call.args) > 2 and _is_constant(call, call.args[2]):
-            bound.register_parameter('bias', Parameter(call.args[2], requires_grad=False))
-        object.__setattr__(bound, 'constants', tuple(weights[:1]))
+        positions = call.operator.factors
+        weights = _constants(call, [arg for position, arg in enumerate(call.args) if position in positions])
+        biases = _constants(call, [arg for position, arg in enumerate(call.args) if position not in positions])
+        parameters = {'weight': weights[:1], 'bias': biases[:1] if call.operator.kind is Kind.LINEAR else []}
+        for name, tensors in parameters.items():
+            for tensor in tensors:
+                bound.register_parameter(name, Parameter(tensor, requires_grad=False))
+        object.__setattr__(bound, 'constants', {id(tensor): name for name, tensors in parameters.items()
+                                                for tensor in tensors})
         return bound
 
     def forward(self, *operands):
         operands = iter(operands)
-        return self.call.run_out_of_place(tuple(self._argument(index, arg, operands)
-                                                for index, arg in enumerate(self.call.args)))
+        return self.call.run_out_of_place(tuple(self._argument(arg, operands) for arg in self.call.args))
 
-    def _argument(self, index, arg, operands):
+    def _argument(self, arg, operands):
         if isinstance(arg, (list, tuple)):
-            return type(arg)(self._argument(index, item, operands) for item in arg)
+            return type(arg)(self._argument(item, operands) for item in arg)
         if self.call.carries(arg):
             return next(operands)
-        if self.constants and arg is self.constants[0]:
-            return self.weight
-        return self.bias if index == 2 and hasattr(self, 'bias') else arg
+        return getattr(self, self.constants[id(arg)]) if id(arg) in self.constants else arg
 
 
-def _is_constant(call, arg):
-    return isinstance(arg, torch.Tensor) and not call.carries(arg) and arg.is_floating_point()
+def _constants(call, arguments):
+    return [tensor for tensor in tensors_in(*arguments) if not call.carries(tensor) and tensor.is_floating_point()]
 
 
 class Rearrange(OperatorModule):
-    '''Moves values without changing them: ``reshape``, ``permute``, ``chunk``, ``cat``, indexing, ``masked_fill``...'''
+    '''Such as ``reshape``, ``permute``, ``chunk``, ``cat``, indexing, ``masked_fill``.'''
     kind = Kind.REARRANGE
 
 
 class Select(OperatorModule):
-    '''Picks values depending on the data: ``max``, ``clamp``, ``sort``...'''
+    '''Such as ``max``, ``clamp``, ``sort``.'''
     kind = Kind.SELECT
 
 
 class Add(OperatorModule):
-    '''Sums: ``+``, ``-``, ``sum``, ``mean``, ``cumsum``...'''
+    '''Such as ``+``, ``-``, ``sum``, ``mean``, ``cumsum``.'''
     kind = Kind.ADD
 
 
 class Linear(OperatorModule):
-    '''Weights times input plus bias, called as a function: ``F.linear``, ``F.conv2d``, ``addmm``, pooling, FFT...'''
+    '''Called as functions: ``F.linear``, ``F.conv2d``, ``addmm``, pooling, FFT.'''
     kind = Kind.LINEAR
 
 
 class Einsum(OperatorModule):
-    '''Contractions: ``einsum``, ``matmul``, ``@``, ``bmm``...'''
+    '''Such as ``einsum``, ``matmul``, ``@``, ``bmm``.'''
     kind = Kind.EINSUM
 
 
 class Multiply(OperatorModule):
-    '''Elementwise products and quotients: ``*``, ``/``, ``prod``...'''
+    '''Such as ``*``, ``/``, ``prod``.'''
     kind = Kind.MULTIPLY
 
 
 class Softmax(OperatorModule):
-    '''Softmax, a gate. While a canonizer is applied, modules of :py:class:`torch.nn.Softmax` are of this type too.'''
+    '''While a canonizer is applied, modules of :py:class:`torch.nn.Softmax` are of this type too.'''
     kind = Kind.SOFTMAX
 
 
 class Attention(OperatorModule):
-    '''Fused softmax attention: ``F.scaled_dot_product_attention``.'''
+    '''Such as ``F.scaled_dot_product_attention``.'''
     kind = Kind.ATTENTION
 
 
 class Gate(OperatorModule):
-    '''Functions that do not vanish at zero, deviations and reciprocals: ``exp``, ``sigmoid``, ``rsqrt``, ``norm``...'''
+    '''Such as ``exp``, ``sigmoid``, ``rsqrt``, ``norm``.'''
     kind = Kind.GATE
 
 
 class Activation(OperatorModule):
-    '''Activations that vanish at zero, called as functions: ``F.gelu``, ``F.silu``, ``tanh``, ``** 2``...'''
+    '''Called as functions: ``F.gelu``, ``F.silu``, ``tanh``, ``** 2``.'''
     kind = Kind.ACTIVATION
 
 
 class Normalization(OperatorModule):
-    '''Normalizations, called as functions: ``F.layer_norm``, ``F.rms_norm``, ``F.group_norm``...'''
+    '''Called as functions: ``F.layer_norm``, ``F.rms_norm``, ``F.group_norm``.'''
     kind = Kind.NORMALIZATION
 
 
@@ -165,127 +170,6 @@ def softmax_type(cls):
     return type(cls.__name__, (Softmax,), attributes)
 
 
-class MultiheadAttention(Module):
-    '''The type that a module of :py:class:`torch.nn.MultiheadAttention` gets while a canonizer is applied.
-
-    The packed projections are :py:class:`torch.nn.Linear` children ``canonizer_q``, ``canonizer_k`` and
-    ``canonizer_v``, which share the memory of the packed weights, and ``out_proj`` is called as a module, so that a
-    rule for ``Linear`` reaches all four. The forward is the same function (axes: `b` batch, `h` heads, `n` queries,
-    `m` keys, `d` head).
-    '''
-    def projections(self):
-        '''Return the packed projections as linear modules, by the name of the child.'''
-        size = self.embed_dim
-        packed = (None,) * 3 if self.in_proj_weight is None else self.in_proj_weight.split(size)
-        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.split(size)
-        own = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        weights = [weight if shared is None else shared for weight, shared in zip(own, packed, strict=True)]
-        linears = (Projection(weight, bias) for weight, bias in zip(weights, biases, strict=True))
-        return dict(zip(('canonizer_q', 'canonizer_k', 'canonizer_v'), linears, strict=True))
-
-    def forward(self, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None,
-                average_attn_weights=True, is_causal=False):
-        '''See :py:meth:`torch.nn.MultiheadAttention.forward`.'''
-        if is_causal and attn_mask is None:
-            raise ValueError('is_causal is a hint on an attn_mask, which is missing')
-        batched = query.ndim == 3
-        inputs = [x if batched else x.unsqueeze(0 if self.batch_first else 1) for x in (query, key, value)]
-        inputs = [x if self.batch_first else x.transpose(0, 1) for x in inputs]
-        heads = [self._split(x) for x in self._extended(*inputs)]
-        padding = key_padding_mask if batched else _batch_of_one(key_padding_mask)
-        mask = self._mask(heads[0], heads[1], attn_mask, padding)
-        # As torch does, which matters where keys were added: the hint replaces the mask where it can.
-        causal = is_causal and key_padding_mask is None and not need_weights
-        output, weights = self._attend(*heads, None if causal else mask, need_weights, causal)
-        output = self.out_proj(output.transpose(1, 2).flatten(2))
-        output = output if self.batch_first else output.transpose(0, 1)
-        output = output if batched else output.squeeze(0 if self.batch_first else 1)
-        if weights is not None:
-            weights = weights.mean(1) if average_attn_weights else weights
-            weights = weights if batched else weights.squeeze(0)
-        return output, weights
-
-    def _extended(self, query, key, value):
-        query, key, value = self.canonizer_q(query), self.canonizer_k(key), self.canonizer_v(value)
-        if self.bias_k is not None:
-            key = torch.cat([key, self.bias_k.expand(len(key), 1, -1)], 1)
-            value = torch.cat([value, self.bias_v.expand(len(value), 1, -1)], 1)
-        if self.add_zero_attn:
-            key, value = (torch.cat([x, x.new_zeros(len(x), 1, x.shape[-1])], 1) for x in (key, value))
-        return query, key, value
-
-    def _split(self, x):
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-    def _mask(self, query, key, attn_mask, key_padding_mask):
-        '''Return the sum of all masks, broadcastable to b h n m, or None.'''
-        b, h, n, _ = query.shape
-        m, masks = key.shape[2] - (self.bias_k is not None) - bool(self.add_zero_attn), []
-        _check_mask('attn_mask', attn_mask, [(n, m), (b * h, n, m)])
-        _check_mask('key_padding_mask', key_padding_mask, [(b, m)])
-        if attn_mask is not None:
-            attn_mask = _additive(attn_mask, query)
-            masks.append(attn_mask.view(b, h, n, -1) if attn_mask.ndim == 3 else attn_mask)
-        if key_padding_mask is not None:
-            masks.append(_additive(key_padding_mask, query)[:, None, None, :])
-        extra = (self.bias_k is not None) + bool(self.add_zero_attn)
-        masks = [torch.nn.functional.pad(mask, (0, extra)) for mask in masks]
-        return sum(masks) if masks else None
-
-    def _attend(self, query, key, value, mask, need_weights, causal):
-        dropout = self.dropout if self.training else 0.
-        if not need_weights:
-            attend = torch.nn.functional.scaled_dot_product_attention
-            return attend(query, key, value, mask, dropout, causal), None
-        scores = query * self.head_dim ** -.5 @ key.transpose(-2, -1)
-        weights = (scores if mask is None else scores + mask).softmax(-1)
-        weights = torch.nn.functional.dropout(weights, dropout) if dropout else weights
-        return weights @ value, weights
-
-
-@cache
-def multihead_type(cls):
-    '''Return the type that a module gets whose class is torch's, derived from it, or a copy of it.'''
-    if cls is torch.nn.MultiheadAttention:
-        return MultiheadAttention
-    own = {}
-    for base in reversed(cls.__mro__[:cls.__mro__.index(Module)]):
-        own.update(vars(base))
-    kept = {name: value for name, value in own.items() if name != 'forward' and not name.startswith('__')}
-    return type(cls.__name__, (MultiheadAttention,), {**kept, '__module__': __name__})
-
-
-class Projection(torch.nn.Linear):
-    '''A linear layer that shares the memory of given weights, here a packed projection.
-
-    Parameters
-    ----------
-    weight: :py:class:`torch.Tensor`
-        Weights of shape ``(outputs, inputs)``.
-    bias: :py:class:`torch.Tensor` or None
-        Biases of shape ``(outputs,)``.
-    '''
-    def __init__(self, weight, bias):
-        Module.__init__(self)  # that of a linear layer draws weights, which takes longer than all of registering
-        self.out_features, self.in_features = weight.shape
-        self.weight = Parameter(weight.detach(), requires_grad=False)
-        self.bias = None if bias is None else Parameter(bias.detach(), requires_grad=False)
-
-
-def _check_mask(name, mask, shapes):
-    if mask is None:
-        return
-    if tuple(mask.shape) not in shapes:
-        raise ValueError(f'{name} has shape {tuple(mask.shape)}, expected {" or ".join(map(str, shapes))}')
-    if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise TypeError(f'{name} has dtype {mask.dtype}, expected torch.bool or floating point')
-
-
-def _batch_of_one(mask):
-    return None if mask is None else mask.unsqueeze(0)
-
-
-def _additive(mask, like):
-    if mask.dtype != torch.bool:
-        return mask
-    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -torch.inf)
+def is_layer(module):
+    '''Whether a module is an operator module that stands for a layer of the model, such as torch.nn.Softmax.'''
+    return isinstance(module, OperatorModule) and type(module).forward is not OperatorModule.forward

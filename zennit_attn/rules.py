@@ -10,9 +10,10 @@ from zennit.rules import Gamma as ZennitGamma
 
 from . import propagation
 from .engine import Engine
+from .engine.module_calls import addresses, check_active, check_parameters
 from .kernels import GammaLinear, LinearMap, gamma_gradient
 from .operators import Kind
-from .ruled import addresses, check_active, check_parameters
+from .trees import tensors_in
 
 
 class OperatorRule(Hook):
@@ -81,10 +82,9 @@ class OperatorRule(Hook):
         leaves = [arg.detach().requires_grad_() if _is_float(arg) else arg for arg in inputs]
         carrying = [leaf for leaf in leaves if _is_float(leaf)]
         engine = Engine(module, self.stabilizer)
-        engine.override = dict.fromkeys(self.kinds, self.operate)
         with torch.enable_grad():
-            output = engine.run(module.forward, tuple(leaves), {})
-        outputs = list(propagation.tensors_in(output))
+            output = engine.run(module.forward, tuple(leaves), {}, dict.fromkeys(self.kinds, self.operate))
+        outputs = tensors_in(output)
         relevance = iter(torch.autograd.grad(outputs, carrying, grad_output[:len(outputs)], allow_unused=True))
         return tuple(next(relevance) if _is_float(leaf) else None for leaf in leaves if isinstance(leaf, torch.Tensor))
 
@@ -125,7 +125,7 @@ class Constant(OperatorRule):
         '''Return zeros in the shape of each input.'''
         return tuple(None if grad is None else torch.zeros_like(grad) for grad in grad_input)
 
-    def call_module(self, engine, module, function, args, kwargs):
+    def call_module(self, forward, module, function, args, kwargs):
         '''Call a module so that its backward pass is never run.'''
         with torch.no_grad():
             return function(*args, **kwargs)
@@ -187,9 +187,7 @@ class TaylorSoftmax(OperatorRule):
     AttnLRP (Achtibat et al., ICML 2024). In the gradient domain it is plain autograd of the softmax.
     '''
     kinds = frozenset({Kind.SOFTMAX, Kind.ATTENTION})
-    #: The ledger measures what the hidden bias absorbs.
-    absorbs = True
-    operate = staticmethod(propagation.taylor)
+    operate = staticmethod(propagation.taylor_softmax)
 
 
 class Taylor(OperatorRule):
@@ -211,11 +209,8 @@ class Taylor(OperatorRule):
            decisions with deep Taylor decomposition," Pattern Recognition 65, 2017; for the softmax, R. Achtibat et al.,
            ICML 2024.
     '''
-    kinds = frozenset({
-        Kind.EINSUM, Kind.MULTIPLY, Kind.LINEAR, Kind.SOFTMAX, Kind.ATTENTION, Kind.GATE, Kind.ACTIVATION, Kind.ADD})
-    #: Of a softmax, the ledger measures what the hidden bias absorbs by its own formula.
-    absorbs = True
-    operate = staticmethod(propagation.expansion)
+    kinds = propagation.EXPANDED
+    operate = staticmethod(propagation.taylor)
 
     def rules_inside(self):
         '''Return the rules by kind of operator that hold inside of a module.'''
@@ -265,7 +260,7 @@ class Gamma(ZennitGamma):
         '''Return a copy of this rule, with its arguments.'''
         return type(self)(**self.arguments)
 
-    def call_module(self, engine, module, function, args, kwargs):
+    def call_module(self, forward, module, function, args, kwargs):
         '''Call a linear module so that autograd's backward pass is the rule; anything else is left to Zennit's.'''
         zeroed = self.arguments['zero_params'] or ()
         zeroed = {zeroed} if isinstance(zeroed, str) else set(zeroed)
@@ -273,12 +268,12 @@ class Gamma(ZennitGamma):
             return NotImplemented
         gamma, stabilizer = self.arguments['gamma'], Stabilizer.ensure(self.arguments['stabilizer'])
 
-        name, before = engine.where.name_of(module), addresses(module)
+        name, before = forward.location.name_of(module), addresses(module)
 
         def gradient(x, output, grad):
             check_active(self)
             check_parameters(module, before, name, self)
             return gamma_gradient(LinearMap(module), x, output, grad, gamma, stabilizer, zeroed)
-        engine.check_tag(args[0], name)
-        report = engine.recorder and engine.recorder.rule(name, module, self)
-        return engine.mark(GammaLinear.apply(args[0], function, gradient, report))
+        forward.check_tag(args[0], name)
+        report = forward.observer and forward.observer.rule(name, module, self)
+        return forward.mark(GammaLinear.apply(args[0], function, gradient, report))

@@ -1,7 +1,7 @@
 '''The conformance kit: check in one line that a model of your own is explained completely.'''
 import torch
 
-from .attribution import call
+from .attribution import call_model
 from .composites import CPLRP
 from .conservation import audit
 
@@ -35,7 +35,7 @@ def check_explanation(model, input, composite=None, attr_output=None, tolerance=
         If one of the three does not hold; with the ledger where it does not close.
     '''
     composite = CPLRP() if composite is None else composite
-    before, state = call(model, input, select=select)[0].detach(), _state(model)
+    before, state = call_model(model, input, select=select)[0].detach(), _state(model)
     seen = []
 
     def watched(output):

@@ -7,25 +7,10 @@ from pathlib import Path
 
 import torch
 
-from zennit_attn.operators import NAMES, Kind
-from zennit_attn.refusals import GROUPS
+from zennit_attn.operators import NAMES
+from zennit_attn.operators.refusals import GROUPS
 
 PAGE = Path(__file__).parents[1] / 'operators.md'
-RULES = {
-    Kind.PLAIN: 'Shapes, comparisons, new tensors: nothing flows.',
-    Kind.REARRANGE: 'Moves values: autograd, in either domain.',
-    Kind.SELECT: 'Picks values depending on the data: autograd, in either domain.',
-    Kind.ADD: 'Sums: autograd, which is LRP-0.',
-    Kind.LINEAR: 'Weights times input: autograd, which is LRP-0. Matrices of equations and sampling grids are gates.',
-    Kind.EINSUM: 'Contractions: autograd, divided by the number of factors that carry relevance.',
-    Kind.MULTIPLY: 'Products: autograd, divided by the number of factors that carry relevance. Denominators are gates.',
-    Kind.SOFTMAX: 'A gate under CP-LRP, autograd under AttnLRP.',
-    Kind.ATTENTION: 'Linear in the values; the map is a softmax, or for linear attention a gate.',
-    Kind.GATE: 'Does not vanish at zero, or normalizes: a constant.',
-    Kind.ACTIVATION: 'Vanishes at zero: `g_x = g_y * y / x`.',
-    Kind.NORMALIZATION: 'The deviation is a constant, the rest is linear.',
-    Kind.COMPOSED: 'Its code, or the same written with other functions, is followed step by step.',
-}
 INTRODUCTION = f'''# Operators
 
 <!-- written by docs/tables/operators.py -->
@@ -45,7 +30,8 @@ def names(words):
 def page():
     '''The text of the page.'''
     parts = [INTRODUCTION, '## Kinds\n']
-    parts += [f'### {kind.value}\n\n{RULES[kind]}\n\n{names(words)}\n' for kind, words in NAMES.items()]
+    parts += [f'### {kind.value}\n\n{textwrap.fill(kind.sentence, 120)}\n\n{names(words)}\n'
+              for kind, words in NAMES.items()]
     parts.append('## Refused\n\nWhere a tensor that carries relevance meets one of these, the error says why.\n')
     parts += [f'{textwrap.fill(why[0].upper() + why[1:] + ".", 120)}\n\n{names(words)}\n'
               for why, words in GROUPS.items()]

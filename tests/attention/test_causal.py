@@ -4,7 +4,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from zennit_attn.attention import backends, causal_dot_product, causal_dot_product_values
-from zennit_attn.attention import causal as room
+from zennit_attn.kernels import causal as room
 
 from .helpers import assert_close, cast
 

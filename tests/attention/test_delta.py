@@ -4,8 +4,8 @@ import torch
 from torch.nn.functional import normalize
 from torch.overrides import TorchFunctionMode
 
-from zennit_attn.attention import delta as room
 from zennit_attn.attention import delta_rule, delta_rule_values
+from zennit_attn.kernels import delta as room
 
 from .helpers import assert_close, cast
 

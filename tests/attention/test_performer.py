@@ -330,7 +330,7 @@ def test_is_causal(reversible):
 def test_optional_packages_are_named(monkeypatch):
     def missing(name):
         raise ImportError(name)
-    monkeypatch.setattr('zennit_attn.attention._checks.import_module', missing)
+    monkeypatch.setattr('zennit_attn.kernels.checks.import_module', missing)
     with pytest.raises(ImportError, match=r'local-attention: pip install zennit-attn\[zoo\]'):
         Performer(**SIZE, local_attn_heads=1)
     with pytest.raises(ImportError, match=r'axial-positional-embedding: pip install zennit-attn\[zoo\]'):

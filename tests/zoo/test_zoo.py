@@ -8,7 +8,7 @@ from snapshot import Snapshot, assert_restored
 from zennit.attribution import Gradient
 
 from zennit_attn.conservation import audit
-from zennit_attn.domains import ToGradient
+from zennit_attn.engine.domains import ToGradient
 
 from .models import MODELS
 from .published import COMPOSITES, prepare

@@ -2,8 +2,8 @@
 
 Each loads the ``state_dict`` of the package it is known from, and has an equal forward.
 '''
-from .causal import backends, causal_dot_product, causal_dot_product_values
-from .delta import delta_rule, delta_rule_values
+from ..kernels.causal import backends, causal_dot_product, causal_dot_product_values
+from ..kernels.delta import delta_rule, delta_rule_values
 from .fast_attention import FastAttention
 from .fast_weights import (
     DPFP,

@@ -9,7 +9,7 @@ from math import ceil, log, sqrt
 import torch
 from torch import nn
 
-from .causal import causal_dot_product
+from ..kernels.causal import causal_dot_product
 
 
 def orthogonal_matrix(size, device=None):

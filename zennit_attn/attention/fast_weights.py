@@ -9,8 +9,8 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from ._checks import check_features, check_heads
-from .delta import delta_rule
+from ..kernels.checks import check_features, check_heads
+from ..kernels.delta import delta_rule
 
 
 class DPFP(nn.Module):

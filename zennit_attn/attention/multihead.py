@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ._checks import check_features, check_heads, shapes
+from ..kernels.checks import check_features, check_heads, shapes
 
 
 def additive(mask, dtype, name):

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from ._checks import check_features, check_heads, check_length, check_mask, optional
+from ..kernels.checks import check_features, check_heads, check_length, check_mask, optional
 from .fast_attention import FastAttention, ProjectionUpdater
 from .positions import AbsolutePositionalEmbedding, Always, FixedPositionalEmbedding, rotate
 from .residual import (

@@ -2,7 +2,7 @@
 import torch
 from torch import nn
 
-from ._checks import check_length
+from ..kernels.checks import check_length
 
 
 class Always(nn.Module):

@@ -1,23 +1,20 @@
 '''The canonizer that makes any code explainable, and on which all others build.'''
-from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch.nn import Module, ModuleDict, ModuleList, ParameterDict, ParameterList, Sequential
-from torch.nn.parameter import is_lazy
 from zennit.canonizers import Canonizer
 from zennit.core import Stabilizer
 
-from ..engine import Engine, is_layer
-from ..errors import ContextError, NoRelevance, UnsupportedModule
-from ..layers import OPERATOR_MODULES, OperatorModule, softmax_type
-from ..structures import tensors_of
+from ..engine import Engine
+from ..engine.messages import outside_of_forward
+from ..errors import ContextError, UnsupportedModule
+from ..layers import OPERATOR_MODULES, OperatorModule, is_layer, softmax_type
+from ..trees import tensors_of
 from .families import FAMILIES
-from .takeover import Takeover, replace_method, undo_all
+from .module_hooks import ModuleHooks
+from .undo import replace_method, restoring, restoring_parameter, undo_all, unhook
+from .visibility import IDLE, check_visible, runs_operators
 
-_CONTAINERS = (Sequential, ModuleList, ModuleDict, ParameterList, ParameterDict)
-#: Types without operators of their own: what they contain is watched.
-_IDLE = (*_CONTAINERS, torch.nn.Identity)
 _SOFTMAX = (torch.nn.Softmax, torch.nn.Softmin, torch.nn.Softmax2d, torch.nn.LogSoftmax)
 #: The attribute by which a module knows the engine of the context that is open on it.
 _ENGINE = '_canonizer_engine'
@@ -26,50 +23,6 @@ _ENGINE = '_canonizer_engine'
 def engine_of(module):
     '''Return the engine of the context that is open on a module, or None.'''
     return module.__dict__.get(_ENGINE)
-
-
-@contextmanager
-def explained_output(model, module):
-    '''Explain a model from the output of one of its modules, in place of its input.
-
-    Parameters
-    ----------
-    model: :py:class:`torch.nn.Module`
-        The model, with or without an open context.
-    module: :py:class:`torch.nn.Module`
-        The part of the model whose output is explained, e.g. an embedding. It must be called once.
-
-    Yields
-    ------
-    list of :py:class:`torch.Tensor`
-        After the model was called: the leaf that took the place of the output, whose gradient is its relevance.
-    '''
-    leaves, engine = [], engine_of(model)
-    if isinstance(module, type(model)) and module is model:
-        raise NoRelevance(f'{type(model).__name__} is the model itself; name the embedding inside')
-
-    def take(module, args, output):
-        if not isinstance(output, torch.Tensor):
-            raise NoRelevance(f'{type(module).__name__} returns {type(output).__name__}, and a model can be explained '
-                              'from a tensor; name the embedding inside')
-        with torch._C.DisableTorchFunction():
-            leaves.append(output.detach().requires_grad_())
-            return leaves[-1] if engine is None or not engine.running else engine.to_gradient(leaves[-1])
-
-    handle = module.register_forward_hook(take)
-    if engine is not None:
-        engine.source = module
-    try:
-        yield leaves
-    except NoRelevance as error:
-        if leaves:
-            raise
-        raise NoRelevance(f'{type(module).__name__}, from whose output the model was to be explained, was not called '
-                          'in its forward; name a module that is') from error
-    finally:
-        handle.remove()
-        if engine is not None:
-            engine.source = None
 
 
 class AttentionCanonizer(Canonizer):
@@ -142,7 +95,7 @@ class AttentionCanonizer(Canonizer):
         ----------
         root_module: :py:class:`torch.nn.Module`
         '''
-        _check_visible(root_module)
+        check_visible(root_module)
         try:
             if not self._claim(root_module):
                 self._freeze(root_module)
@@ -153,7 +106,7 @@ class AttentionCanonizer(Canonizer):
             self._insert_operators(root_module, blocks)
             for module, family in blocks:
                 family.help(self, module)
-            self.engine.where.survey()
+            self.engine.location.survey()
         except BaseException:
             self.remove()
             raise
@@ -187,32 +140,32 @@ class AttentionCanonizer(Canonizer):
                     f'a context is already open on {type(root_module).__name__} (module {taken[0]!r}), in this thread '
                     'or another; leave it, or call remove() on its composite, before opening a second one'
                 )
-        self.engine.families |= set(self.families)
+        self.engine.join(self.families)
         return joins
 
     def _freeze(self, root_module):
         for module in root_module.modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    self._undo.append(_restoring_parameter(module, name, parameter, parameter.requires_grad))
+                    self._undo.append(restoring_parameter(module, name, parameter, parameter.requires_grad))
                     parameter.requires_grad_(False)
             # Zennit 1.0 merges batch norms into plain attributes that hide the parameters.
             for attributes in (module.__dict__, module._buffers):
                 for name, tensor in list(attributes.items()):
                     if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
                         replacement = tensor.detach()
-                        self._undo.append(_restoring(attributes, name, replacement, tensor))
+                        self._undo.append(restoring(attributes, name, replacement, tensor))
                         attributes[name] = replacement
 
     def _guard(self, root_module):
         for module in root_module.modules():
             self._set(module, '__reduce_ex__', partial(_refuse_copy, module))
             self._set(module, '_replicate_for_data_parallel', partial(_refuse_copy, module))
-            if module is not root_module and type(module) not in _IDLE:
+            if module is not root_module and type(module) not in IDLE:
                 self._hook(module, _checking(self.engine))
 
     def _hook(self, module, hook):
-        self._undo.append(lambda: _unhook(module, hook))
+        self._undo.append(lambda: unhook(module, hook))
         module.register_forward_hook(hook)
 
     def _set(self, module, name, value):
@@ -228,7 +181,7 @@ class AttentionCanonizer(Canonizer):
     def _insert_operators(self, root_module, blocks):
         inside = {inner for block, _ in blocks for inner in block.modules()}
         for module in list(root_module.modules()):
-            if _runs_operators(module) and (self.everywhere or module in inside):
+            if runs_operators(module) and (self.everywhere or module in inside):
                 for kind, operator_type in OPERATOR_MODULES.items():
                     self.insert(module, f'canonizer_{kind.value}', operator_type())
                 self._hide_operators(module)
@@ -237,7 +190,7 @@ class AttentionCanonizer(Canonizer):
         attributes, walks = module.__dict__, ('named_children', 'named_modules')
         before = {name: attributes[name] for name in walks if name in attributes}
         functions = {name: partial(_without_operators, self.engine, getattr(module, name)) for name in walks}
-        self._undo.append(lambda: [attributes.pop(name, None) for name in walks] and attributes.update(before))
+        self._undo.append(partial(_put_back, attributes, walks, before))
         attributes.update(functions)
 
     def insert(self, module, name, operator_module):
@@ -281,13 +234,19 @@ class AttentionCanonizer(Canonizer):
 
     def _wrap_forward(self, root_module):
         engine = self.engine
-        takeover = Takeover(engine)
+        module_hooks = ModuleHooks(engine)
         # The call and not only the forward, because hooks of the user on the root may compute something too.
         for name in ('forward', '_call_impl'):
             function = replace_method(root_module, name, self._undo)
-            root_module.__dict__[name] = partial(_run, engine, takeover, function)
+            root_module.__dict__[name] = partial(_run, engine, module_hooks, function)
         # Undone first: it may have replaced the forward of the root in its turn.
-        self._undo.append(takeover.remove)
+        self._undo.append(module_hooks.remove)
+
+
+def _put_back(attributes, names, before):
+    for name in names:
+        attributes.pop(name, None)
+    attributes.update(before)
 
 
 def _without_operators(engine, function, *args, **kwargs):
@@ -297,35 +256,10 @@ def _without_operators(engine, function, *args, **kwargs):
         engine.running) else found
 
 
-def _unhook(module, hook):
-    for key, registered in list(module._forward_hooks.items()):
-        if registered is hook:
-            del module._forward_hooks[key]
-
-
 def _release(engine):
     for module in engine.root.modules():
         if engine_of(module) is engine:
             del module.__dict__[_ENGINE]
-
-
-def _restoring(attributes, name, replacement, tensor):
-    def restore():
-        current = attributes.get(name)
-        # Weight norm and its like compute the attribute again in every forward.
-        if current is replacement or (isinstance(current, torch.Tensor) and torch.equal(current, replacement)):
-            attributes[name] = tensor
-    return restore
-
-
-def _restoring_parameter(module, name, parameter, requires_grad):
-    def restore():
-        # Zennit 1.0 replaces Parameter objects while a rule runs, so the object itself is put back too.
-        current = module._parameters.get(name)
-        if current is not None and current.data_ptr() == parameter.data_ptr():
-            module._parameters[name] = parameter
-        parameter.requires_grad_(requires_grad)
-    return restore
 
 
 def _refuse_copy(module, *args):
@@ -333,10 +267,10 @@ def _refuse_copy(module, *args):
                        'it; do that outside of the context')
 
 
-def _run(engine, takeover, function, *args, **kwargs):
+def _run(engine, module_hooks, function, *args, **kwargs):
     if engine.running or engine.rests:
         return function(*args, **kwargs)
-    takeover.update()
+    module_hooks.update()
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
     return engine.run(function, args, kwargs)
@@ -344,61 +278,17 @@ def _run(engine, takeover, function, *args, **kwargs):
 
 def _checking(engine):
     def hook(module, args, output):
+        forward = engine.forward
         # The common case first, as this runs after every module.
-        if isinstance(output, torch.Tensor) and getattr(output, 'lrp_tag', None) is engine.plain:
+        if forward is not None and isinstance(output, torch.Tensor) and (
+                getattr(output, 'lrp_tag', None) is forward.carrying_tag):
             return
         if engine.running and torch._C._is_torch_function_enabled():
-            engine.check_output(module, output)
+            forward.check_output(module, output)
         elif not engine.running and not engine.rests and _carries(output):
-            raise ContextError(
-                f'module {engine.where.name_of(module)!r} is called outside of the forward of '
-                f'{type(engine.root).__name__}, on which the context is open, where no rule can follow; open the '
-                'context on that module, or put the computation into the forward of a module of its own'
-            )
+            raise ContextError(outside_of_forward(engine.location.name_of(module), type(engine.root).__name__))
     return hook
 
 
 def _carries(output):
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_of(output))
-
-
-def _runs_operators(module):
-    '''Whether a module's own code may run operators, and it can be given children.'''
-    cls = type(module)
-    if isinstance(module, (*_CONTAINERS, OperatorModule)) or cls.forward is Module.forward:
-        return False
-    code = getattr(cls.forward, '__code__', None)
-    # Code that walks over its own children must not meet ours, which other ways to walk hide.
-    if code is not None and '_modules' in code.co_names:
-        return False
-    if cls.__module__.startswith('torch.nn.modules.'):
-        return bool(module._modules)
-    return not cls.__module__.startswith('einops.')
-
-
-def _check_visible(root_module):
-    problems = [f'module {name!r} {problem}' for name, module in root_module.named_modules()
-                if (problem := _problem_of(module)) is not None]
-    call = type(root_module).__call__
-    if call is not Module.__call__ and not (getattr(call, '__module__', None) or '').startswith('torch.'):
-        problems.append(f'{type(root_module).__name__} overrides __call__, whose code runs outside of its forward: '
-                        'wrap it, e.g. in torch.nn.Sequential(model), and open the context on that')
-    if problems:
-        raise UnsupportedModule('\n'.join(problems))
-
-
-def _problem_of(module):
-    if isinstance(module, torch.jit.ScriptModule):
-        return 'is TorchScript, whose code cannot be seen: use the module it was made from'
-    if type(module).__name__ == 'OptimizedModule' or getattr(module, '_compiled_call_impl', None) is not None or (
-            hasattr(type(module).forward, '_torchdynamo_orig_callable')
-            and not getattr(type(module).forward, '_torchdynamo_disable', False)):
-        return ('is compiled, so its code cannot be seen: explain the original module (model._orig_mod for '
-                'torch.compile), or build the model again if it was compiled in place by model.compile()')
-    if isinstance(module, torch.nn.DataParallel) and len(module.device_ids) > 1:
-        return 'runs copies of its module in threads, where no rule can follow: explain model.module'
-    if '.quantized.' in type(module).__module__:
-        return 'is quantized, and has no gradient: explain the model that it was made from'
-    if any(is_lazy(parameter) for parameter in module._parameters.values()):
-        return 'is lazy, and has no parameters yet: call the model once on an input'
-    return None

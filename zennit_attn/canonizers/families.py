@@ -6,9 +6,9 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from ..attention import delta_rule
 from ..attention.fast_attention import causal_linear_attention
-from ..layers import multihead_type
+from ..kernels import delta_rule
+from .multihead import multihead_type
 
 
 class Family:
@@ -93,7 +93,7 @@ class FastAttention(Family):
         '''Detach queries and keys, and put our causal product in the place of the known others.'''
         engine = canonizer.engine
         canonizer.replace_call(module, lambda forward: lambda q, k, v: (
-            forward(q, k, v) if engine.expands(module) else forward(q.detach(), k.detach(), v)))
+            forward(q, k, v) if engine.forward.assignments.expands(module) else forward(q.detach(), k.detach(), v)))
         product = module.__dict__.get('causal_linear_fn')
         known = ('causal_linear_attention', 'causal_linear_attention_noncuda')
         function = product.func if isinstance(product, partial) else product
@@ -156,7 +156,7 @@ class FastWeights(Family):
 def _detached(engine, module, forward):
     def gate(*args, **kwargs):
         output = forward(*args, **kwargs)
-        return output if engine.expands(module) else output.detach()
+        return output if engine.forward.assignments.expands(module) else output.detach()
     return gate
 
 

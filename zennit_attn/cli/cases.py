@@ -4,11 +4,11 @@ from dataclasses import dataclass
 import torch
 from zennit.composites import COMPOSITES
 
-from ..attribution import call
+from ..attribution import call_model
 from ..canonizers import AttentionCanonizer
 from ..composites import AttentionComposite
 from ..conservation import audit
-from ..structures import rebuilt, tensors_of
+from ..trees import rebuilt, tensors_of
 from . import inputs, targets
 from .models import Loaded, load
 from .usage import UsageError, blaming
@@ -48,7 +48,7 @@ class Case:
     def _predict(self):
         '''Run the model as it is, so that what is wrong with an input is not blamed on the explanation.'''
         with torch.no_grad(), blaming(f'the model does not take this input ({inputs.shapes(self.input)})'):
-            self.output = call(self.loaded.model, self.input, select=targets.select(self.options.part))[0]
+            self.output = call_model(self.loaded.model, self.input, select=targets.select(self.options.part))[0]
         if self.output.ndim == 0:
             raise UsageError('the model returns a single number; it needs a first dimension for the samples')
         if not torch.isfinite(self.output).all():
@@ -81,7 +81,7 @@ class Case:
         composite = self.composite(name, self.options.unknown)
         input = rebuilt(self.input, lambda tensor: tensor.clone().requires_grad_(tensor.is_floating_point()))
         with composite.context(self.loaded.model), torch.enable_grad():
-            output, leaves = call(self.loaded.model, input, **self._arguments())
+            output, leaves = call_model(self.loaded.model, input, **self._arguments())
             sources = leaves or [tensor for tensor in tensors_of(input) if tensor.requires_grad]
             return torch.autograd.grad(output, sources, targets.relevance_of(self.places)(output))[0].detach()
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from ..structures import rebuilt, tensors_of
+from ..trees import rebuilt, tensors_of
 from .models import load_tokenizer
 from .usage import UsageError, blaming, unknown_name
 

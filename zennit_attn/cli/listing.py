@@ -18,22 +18,6 @@ examples:
   zennit-attn list operators --kind gate   all that is viewed as a constant
   zennit-attn list operators soft          operators whose name holds "soft", with their kinds
 '''
-_WORDS = {
-    Kind.PLAIN: 'shapes, comparisons and new tensors: nothing flows',
-    Kind.REARRANGE: 'move values: relevance follows them',
-    Kind.SELECT: 'pick values: relevance follows them',
-    Kind.ADD: 'sums: in proportion to the summands',
-    Kind.LINEAR: 'weights times input: in proportion to the contributions',
-    Kind.EINSUM: 'contractions: as linear, or shared evenly by several operands',
-    Kind.MULTIPLY: 'products: shared evenly; denominators are constants',
-    Kind.SOFTMAX: 'a constant, or its Taylor expansion under AttnLRP',
-    Kind.ATTENTION: 'fused attention: its softmax as softmax, linear in the values',
-    Kind.GATE: 'viewed as constants',
-    Kind.ACTIVATION: 'a(0) = 0: relevance passes through',
-    Kind.NORMALIZATION: 'the deviation is a constant, the rest linear',
-    Kind.COMPOSED: 'run from their parts',
-    Kind.REFUSED: 'refused, with a reason',
-}
 
 
 def add_parser(commands):
@@ -94,16 +78,12 @@ def _operators(options):
     return '\n'.join(_paragraph(kind, sorted(names[kind])) for kind in kinds)
 
 
-def _words(kind):
-    return _WORDS.get(kind, '')
-
-
 def _entry(name, text):
     return textwrap.fill(f'{name:32}{text}', 118, initial_indent='  ', subsequent_indent=' ' * 34)
 
 
 def _paragraph(kind, names):
     if kind is Kind.REFUSED:
-        return '\n'.join([f'  {kind.value}: {_words(kind)}', *(f'      {name}: {REASONS[name]}' for name in names)])
+        return '\n'.join([f'  {kind.value}: {kind.sentence}', *(f'      {name}: {REASONS[name]}' for name in names)])
     listed = textwrap.fill(' '.join(names), 118, initial_indent=' ' * 6, subsequent_indent=' ' * 6)
-    return f'  {kind.value}: {_words(kind)}\n{listed}'
+    return f'  {kind.value}: {kind.sentence}\n{listed}'

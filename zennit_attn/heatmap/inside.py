@@ -1,14 +1,16 @@
 '''Relevance inside of a model: what arrives at the inputs, the outputs and the operators of its modules.'''
 import re
 from collections import Counter
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 import torch
 
-from ..attribution import call
+from ..attribution import call_model, output_relevance
 from ..canonizers.attention import engine_of
-from ..domains import twin_of
-from ..structures import rebuilt, tensors_of
+from ..engine import twin_of
+from ..observer import Observer, OperatorObserver
+from ..trees import rebuilt, tensors_of
 
 
 def relevance_at(model, composite, input, modules, attr_output=None, at='output', embedding=None, select=None):
@@ -47,12 +49,9 @@ def relevance_at(model, composite, input, modules, attr_output=None, at='output'
     input = rebuilt(input, lambda tensor: tensor.detach().clone())
     patterns = [modules] if isinstance(modules, str) else list(modules)
     names = {pattern: _matching(model, pattern) for pattern in patterns}
-    with composite.context(model), torch.enable_grad():
-        watch = _Watch(model, engine_of(model), set().union(*names.values()), at)
-        try:
-            _explain(model, input, attr_output, embedding, select)
-        finally:
-            watch.remove()
+    with composite.context(model), torch.enable_grad(), _watching(
+            model, engine_of(model), set().union(*names.values()), at) as watch:
+        _explain(model, input, attr_output, embedding, select)
     for pattern, matches in names.items():
         if not any(slot.name in matches for slot in watch.slots):
             raise ValueError(f'No relevance passes the {at} of {pattern!r}: it did not run, is viewed as a constant, '
@@ -74,12 +73,8 @@ def _matching(model, pattern):
 def _explain(model, input, attr_output, embedding, select):
     sources = [] if embedding is not None else [
         tensor.requires_grad_() for tensor in tensors_of(input) if tensor.is_floating_point()]
-    output, leaves = call(model, input, embedding, select)
-    relevance = output if attr_output is None else attr_output(output) if callable(attr_output) else attr_output
-    if relevance.shape != output.shape:
-        raise ValueError(f'attr_output has shape {tuple(relevance.shape)}, but the output has {tuple(output.shape)}; '
-                         'pass relevance for every element of the output, e.g. a one-hot target')
-    torch.autograd.grad(output, leaves or sources, relevance.detach().to(output.dtype), allow_unused=True)
+    output, leaves = call_model(model, input, embedding, select)
+    torch.autograd.grad(output, leaves or sources, output_relevance(output, attr_output), allow_unused=True)
 
 
 class _Slot:
@@ -114,31 +109,45 @@ class _Slot:
         return torch.zeros_like(self.values[index]) if relevance is None else relevance
 
 
-class _Watch:
-    '''Hooks on modules, or a recorder of operators, that keep relevance.'''
-    def __init__(self, model, engine, names, at):
+@contextmanager
+def _watching(model, engine, names, at):
+    '''Yield a watch over modules, by hooks, or over operators, as an observer of the engine.'''
+    watch = _Watch(engine, names, at)
+    if at in ('input', 'output'):
+        handles = [watch.hook(name, module) for name, module in model.named_modules() if name in names]
+        try:
+            yield watch
+        finally:
+            for handle in handles:
+                handle.remove()
+        return
+    if engine is None:
+        raise ValueError(f'at={at!r} names an operator, which takes a composite with AttentionCanonizer.')
+    with engine.observed_by(watch):
+        yield watch
+
+
+class _Watch(Observer):
+    '''Keeps the relevance that passes modules or operators.'''
+    def __init__(self, engine, names, at):
         self.engine = engine
         self.names = names
         self.at = at
         self.slots = []
-        self.handles = []
-        if at not in ('input', 'output'):
-            self._record()
-            return
-        for name, module in model.named_modules():
-            if name in names:
-                self.handles.append(self._hook(name, module))
 
-    def _record(self):
-        if self.engine is None:
-            raise ValueError(f'at={self.at!r} names an operator, which takes a composite with AttentionCanonizer.')
-        self.engine.recorder = self
-
-    def _hook(self, name, module):
+    def hook(self, name, module):
+        '''Watch what a module takes or returns.'''
         if self.at == 'output':
             return module.register_forward_hook(lambda module, args, output: self._replaced(name, output))
         return module.register_forward_pre_hook(
             lambda module, args, kwargs: self._replaced(name, (args, kwargs)), with_kwargs=True)
+
+    def begin(self, call, module, hook):
+        '''An operator runs; return what is told its results.'''
+        location = self.engine.location
+        running = location.running_module()
+        name = '' if running is self.engine.root else location.name_of(running)
+        return _Operator(self, name, call) if call.operator.name == self.at and name in self.names else None
 
     def _replaced(self, name, tree):
         '''Watch clones of all tensors that carry relevance: who else uses a tensor does not count.'''
@@ -149,22 +158,16 @@ class _Watch:
                 return tensor
             if id(tensor) not in clones:
                 clones[id(tensor)] = tensor.clone()
-                self._watch(slot, clones[id(tensor)])
+                self.watch(slot, clones[id(tensor)])
             return clones[id(tensor)]
         return rebuilt(tree, replace)
 
-    def _watch(self, slot, tensor):
+    def watch(self, slot, tensor):
+        '''Keep what arrives at a tensor.'''
         with torch._C.DisableTorchFunction():
             slot.watch(tensor, self.engine)
         if slot not in self.slots:
             self.slots.append(slot)
-
-    def remove(self):
-        '''Stop watching.'''
-        for handle in self.handles:
-            handle.remove()
-        if self.engine is not None and self.engine.recorder is self:
-            self.engine.recorder = None
 
     def relevances(self):
         '''Return the relevance of each call by the name of its module.'''
@@ -175,22 +178,8 @@ class _Watch:
             found[key] = slot.relevance(self.at)
         return found
 
-    # ---- what the engine reports, in the place of a recorder --------------------------------------------------------
 
-    def begin(self, call, module, hook):
-        '''An operator runs; return what is told its results.'''
-        running = self.engine.where.running_module()
-        name = '' if running is self.engine.root else self.engine.where.name_of(running)
-        return _Operator(self, name, call) if call.operator.name == self.at and name in self.names else None
-
-    def stabilizer(self, where):
-        '''What stabilizers absorb is not kept.'''
-
-    def rule(self, where, module, hook):
-        '''What rules absorb is not kept.'''
-
-
-class _Operator:
+class _Operator(OperatorObserver):
     '''One call of a watched operator.'''
     def __init__(self, watch, name, call):
         self.watch = watch
@@ -203,7 +192,4 @@ class _Operator:
         output = self.call.args[0] if output is None or self.call.inplace else output
         for tensor in tensors_of(output):
             if tensor.requires_grad:
-                self.watch._watch(self.slot, tensor)
-
-    def moved(self, outputs):
-        '''The operator was repeated in the relevance domain, of which the slot knows already.'''
+                self.watch.watch(self.slot, tensor)

@@ -1,8 +1,38 @@
-'''Nested inputs and outputs of modules: lists, tuples, dicts, dataclasses, and subclasses of these.'''
+'''Nested containers: walks over the arguments of functions, and over the inputs and outputs of modules.
+
+Arguments of torch functions nest in lists, tuples and dicts; :py:func:`tensors_in` and :py:func:`substitute` are for
+them, and run for every call. What modules take and return may also be dataclasses, and subclasses of all of these that
+have to stay what they are; :py:func:`leaves`, :py:func:`tensors_of` and :py:func:`rebuilt` are for these.
+'''
 from copy import copy
 from dataclasses import fields, is_dataclass
 
 import torch
+
+
+def tensors_in(*trees):
+    '''Return the tensors in nested lists, tuples and dicts, in order.'''
+    found = []
+    for tree in trees:
+        if isinstance(tree, torch.Tensor):
+            found.append(tree)
+        elif isinstance(tree, (list, tuple)):
+            found.extend(tensors_in(*tree))
+        elif isinstance(tree, dict):
+            found.extend(tensors_in(*tree.values()))
+    return found
+
+
+def substitute(tree, function):
+    '''Return new lists, tuples and dicts, nested as those given, with `function` applied to every tensor.'''
+    if isinstance(tree, torch.Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: substitute(value, function) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        items = [substitute(item, function) for item in tree]
+        return type(tree)(*items) if hasattr(tree, '_fields') else type(tree)(items)
+    return tree
 
 
 def _items(tree):

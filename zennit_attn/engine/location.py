@@ -1,14 +1,15 @@
-'''Which code of the model is running: for the names in errors, and for operators with a rule of their own.'''
+'''Which code of the model runs: for the names in errors, and for operators with a rule of their own.'''
 import linecache
 import sys
+from functools import cache
 
 import torch
 
-#: Rooms of this package whose code runs on behalf of the model's.
-_ROOMS = ('canonizers', 'conservation', 'domains', 'engine', 'layers', 'propagation', 'ruled', 'rules', 'whereabouts')
+#: Rooms of this package with models: the code of all others runs on behalf of somebody's model.
+_MODELS = ('attention', 'demo')
 
 
-class Whereabouts:
+class Location:
     '''Finds modules of a model in the stack of calls.
 
     Parameters
@@ -65,6 +66,10 @@ class Whereabouts:
 
 
 def _is_internal(frame):
-    name = frame.f_globals.get('__name__', '')
-    room = name.partition('zennit_attn.')[2].split('.')[0]
-    return name.split('.')[0] in ('torch', 'einops') or room in _ROOMS
+    return _is_internal_module(frame.f_globals.get('__name__', ''))
+
+
+@cache
+def _is_internal_module(name):
+    package, *rooms = name.split('.')
+    return package in ('torch', 'einops') or (package == 'zennit_attn' and not {*rooms[:1]} & {*_MODELS})

@@ -6,8 +6,8 @@ features, ``e`` value features.
 import torch
 from torch.overrides import wrap_torch_function
 
-from ._checks import check_constant, shapes
 from .causal import check_sequences, fold, in_chunks, plain_precision, select, working_dtype
+from .checks import check_constant, shapes
 
 CHUNK = 32  # of 16 to 128 the fastest on a CPU for d from 64 to 256
 

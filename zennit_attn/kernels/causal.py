@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import pad
 from torch.overrides import wrap_torch_function
 
-from ._checks import check_constant, shapes
+from .checks import check_constant, shapes
 
 CHUNK = 64  # of 32 to 256 the fastest on a CPU for d and e from 64 to 256
 PIECES = 128  # the number, not the size, of the pieces in the article's reference

@@ -8,22 +8,11 @@ from functools import wraps
 
 import torch
 from torch.autograd.function import Function
-from torch.utils._pytree import tree_map_only
 from zennit.core import Stabilizer
 
-from .errors import ContextError
-from .propagation import substitute, tensors_in
-
-
-class Tag:
-    '''What the engine knows of a carrying tensor: the forward it belongs to, the activation it came from, its twin.'''
-    __slots__ = ('forward', 'role', 'twin', 'version')
-
-    def __init__(self, forward, role=None, twin=None, version=0):
-        self.forward = forward
-        self.role = role
-        self.twin = twin
-        self.version = version
+from ..errors import ContextError
+from ..trees import substitute, tensors_in
+from .tags import twin_of
 
 
 class Source:
@@ -57,21 +46,12 @@ class Reindexed:
         twins = {id(operand): twin_of(operand) for operand in self.call.operands}
         if any(twin is None for twin in twins.values()):
             return None
-        args, kwargs = tree_map_only(
-            torch.Tensor, lambda tensor: twins.get(id(tensor), tensor), (self.call.args, self.call.kwargs))
+        args, kwargs = substitute((self.call.args, self.call.kwargs), lambda tensor: twins.get(id(tensor), tensor))
         with torch._C.DisableTorchFunction():
             outputs = list(tensors_in(self.call.func(*args, **kwargs)))
             if self.record is not None:
                 self.record.moved(outputs)
         return outputs
-
-
-def twin_of(tensor):
-    '''Return the tensor of the relevance domain that holds the same values, or None if there is none (any more).'''
-    tag = tensor.lrp_tag
-    if tag.twin is None or tag.version != tensor._version:
-        return None
-    return tag.twin()
 
 
 def first_order(backward):
@@ -100,17 +80,20 @@ def watching(hook, name):
     return watched
 
 
-class Entries(list):
+class BackwardPasses:
     '''The last backward passes in which relevance entered operator code as relevance.'''
+    def __init__(self):
+        self.last = []
+
     def add(self):
         '''Note that the present one did.'''
         task = torch._C._current_graph_task_id()
-        if task not in self:
-            self[:] = [*self[-31:], task]
+        if task not in self.last:
+            self.last = [*self.last[-31:], task]
 
     def check(self):
         '''Refuse a backward pass that started inside of the model, where a gradient is no relevance.'''
-        if torch._C._current_graph_task_id() not in self:
+        if torch._C._current_graph_task_id() not in self.last:
             raise ContextError(
                 'this backward pass did not start at the output of the model, but at a tensor from inside of it, '
                 'which is not in the domain of relevance; return that tensor from forward in a list, tuple, dict or '
@@ -129,15 +112,15 @@ def stabilized(stabilizer, x):
 class ToGradient(Function):
     '''A tensor enters operator code: ``R = x * g``.'''
     @staticmethod
-    def forward(ctx, x, entries):
+    def forward(ctx, x, passes):
         ctx.save_for_backward(x)
-        ctx.entries = entries
+        ctx.passes = passes
         return x.clone()
 
     @staticmethod
     @first_order
     def backward(ctx, grad):
-        ctx.entries.check()
+        ctx.passes.check()
         x, = ctx.saved_tensors
         return x * grad, None
 
@@ -145,18 +128,18 @@ class ToGradient(Function):
 class ToRelevance(Function):
     '''A tensor leaves operator code: ``g = R / (x + eps sign(x))``. The stabilizer absorbs the rest.'''
     @staticmethod
-    def forward(ctx, x, stabilizer, report, entries):
+    def forward(ctx, x, stabilizer, report, passes):
         output = x.clone()
         ctx.save_for_backward(output)
         ctx.stabilizer = stabilizer
         ctx.report = report
-        ctx.entries = entries
+        ctx.passes = passes
         return output
 
     @staticmethod
     @first_order
     def backward(ctx, relevance):
-        ctx.entries.add()
+        ctx.passes.add()
         x, = ctx.saved_tensors
         wide = torch.promote_types(x.dtype, torch.float32)
         divisor = stabilized(ctx.stabilizer, x.to(wide))

@@ -1,5 +1,5 @@
 '''How the engine takes over the modules that a composite gave a Zennit rule, and gives them back.'''
-from contextlib import suppress
+from functools import partial
 
 import torch
 from torch.nn.utils.parametrize import is_parametrized
@@ -9,13 +9,14 @@ from torch.nn.utils.weight_norm import WeightNorm
 from zennit.core import BasicHook, Hook
 from zennit.rules import NoMod
 
-from ..domains import watching
+from ..engine.domains import watching
+from ..engine.module_calls import call_module, zennit_hooks
 from ..errors import UnsupportedRule
 from ..layers import OperatorModule
-from ..ruled import zennit_hooks
+from .undo import replace_method, undo_all
 
 
-class Takeover:
+class ModuleHooks:
     '''The modules with a Zennit rule, whose calls the engine takes over.
 
     Zennit keeps the state of a rule per module. Inside the engine's forward its hooks stand back, and each call runs
@@ -41,11 +42,11 @@ class Takeover:
         for registry in (module._backward_hooks, module._backward_pre_hooks):
             for key, hook in registry.items():
                 if not hasattr(hook, 'watched'):
-                    name = self.engine.where.name_of(module)
+                    name = self.engine.location.name_of(module)
                     self._replace(registry, key, hook, watching(hook, f'a backward hook of module {name!r}'))
 
     def _replace(self, registry, key, hook, replacement):
-        self.undo.append(lambda: key in registry and registry.__setitem__(key, hook))
+        self.undo.append(partial(_put_back, registry, key, hook))
         registry[key] = replacement
 
     def _stand_back(self, module):
@@ -64,10 +65,10 @@ class Takeover:
             if not inside or not torch.is_grad_enabled():
                 return function(*args, **kwargs)
             if hasattr(hooks[0], 'rules_inside'):
-                with engine.overriding(hooks[0].rules_inside()):
+                with engine.forward.overriding(hooks[0].rules_inside()):
                     return function(*args, **kwargs)
             with torch._C.DisableTorchFunction():
-                return engine.call_ruled(module, hooks, function, args, kwargs)
+                return call_module(engine.forward, module, hooks, function, args, kwargs)
         module.__dict__['forward'] = forward
 
     def remove(self):
@@ -75,24 +76,9 @@ class Takeover:
         undo_all(self.undo)
 
 
-def undo_all(steps):
-    '''Take every step, the last one first, whatever goes wrong in between; then raise what went wrong first.'''
-    errors = []
-    while steps:
-        try:
-            steps[-1]()
-        except BaseException as error:
-            errors.append(error)
-            _try_again(steps[-1])
-        steps.pop()
-    if errors:
-        raise errors[0]
-
-
-def _try_again(step):
-    '''Steps do no harm twice: one that was interrupted succeeds now, one that cannot must not keep the others.'''
-    with suppress(BaseException):
-        step()
+def _put_back(registry, key, hook):
+    if key in registry:
+        registry[key] = hook
 
 
 def zennit_hook(hook):
@@ -116,21 +102,7 @@ def _check_weights(engine, module, hook):
         isinstance(each, (WeightNorm, SpectralNorm, BasePruningMethod)) for each in module._forward_pre_hooks.values())
     if modifies and computed:
         raise UnsupportedRule(
-            f'rule {type(hook).__name__} on module {engine.where.name_of(module)!r} modifies parameters, but the '
+            f'rule {type(hook).__name__} on module {engine.location.name_of(module)!r} modifies parameters, but the '
             'weight of the module is computed from others (parametrization, weight or spectral norm, pruning); make it '
             'plain first, e.g. with torch.nn.utils.parametrize.remove_parametrizations, or give the module another rule'
         )
-
-
-def replace_method(module, name, undo):
-    '''Return a method of a module, and remember to restore what its instance had.'''
-    had = name in module.__dict__
-    function = getattr(module, name)
-
-    def restore():
-        if had:
-            module.__dict__[name] = function
-        else:
-            module.__dict__.pop(name, None)
-    undo.append(restore)
-    return function

@@ -8,12 +8,14 @@ from torch.autograd.function import Function
 from zennit.core import BasicHook, Hook
 from zennit.rules import Pass
 
+from ..errors import ContextError, UnsupportedRule
+from ..layers import OPERATOR_MODULES, is_layer
+from ..trees import rebuilt, tensors_in, tensors_of
+from . import messages
 from .domains import first_order
-from .errors import ContextError
-from .structures import tensors_of
 
 
-class Ruled(Function):
+class Hooked(Function):
     '''One call of a module with a Zennit rule; the rule's state lives here and nowhere else.'''
     @staticmethod
     def forward(ctx, call, *inputs):
@@ -27,7 +29,7 @@ class Ruled(Function):
         return None, *ctx.call.backward(grads)
 
 
-class RuledCall:
+class HookedCall:
     '''One call of a module through a copy of its Zennit rule.'''
     def __init__(self, engine, module, function, hook, args, kwargs, report):
         self.engine = engine
@@ -67,12 +69,12 @@ class RuledCall:
 
     def backward(self, relevance):
         '''Return the relevance of the inputs, given that of the outputs.'''
+        name = self.engine.location.name_of(self.module)
         check_active(self.source)
         if any(tensor._version != version for tensor, version in self.versions):
-            raise ContextError('the input of the model, which module '
-                               f'{self.engine.where.name_of(self.module)!r} has used, was written to between forward '
-                               'and backward; write to a clone of it')
-        check_parameters(self.module, self.addresses, self.engine.where.name_of(self.module), self.source)
+            raise ContextError(f'the input of the model, which module {name!r} has used, was written to between '
+                               'forward and backward; write to a clone of it')
+        check_parameters(self.module, self.addresses, name, self.source)
         with self.engine.resting(), self.autocast:
             return self._backward(relevance)
 
@@ -101,6 +103,72 @@ class RuledCall:
             output = self.function(*self._fill([tensor.clone() for tensor in inputs]), **self.kwargs)
             outputs = [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
         return torch.autograd.grad(outputs, inputs, relevance, allow_unused=True)
+
+
+def call_module(forward, module, hooks, function, args, kwargs):
+    '''Call a module that has a Zennit rule: a leaf, of whose inside the engine stays out.'''
+    name, hook = forward.location.name_of(module), hooks[0]
+    if hasattr(hook, 'call_module'):
+        output = hook.call_module(forward, module, function, args, kwargs)
+        if output is not NotImplemented:
+            return output
+    args, kwargs = to_positional(module, args, kwargs)
+    if not any(tensor.requires_grad for tensor in tensors_of((args, kwargs))):
+        return function(*args, **kwargs)
+    nested = [arg for arg in args if not isinstance(arg, torch.Tensor)]
+    if any(tensor.requires_grad for tensor in tensors_of((kwargs, nested))):
+        raise UnsupportedRule(
+            f'rule {type(hook).__name__} on module {name!r}: an input that carries relevance is not a plain '
+            'positional tensor; give the rule to the modules inside'
+        )
+    return apply_rule(forward, module, function, hook, args, kwargs, name)
+
+
+def apply_rule(forward, module, function, hook, args, kwargs, name):
+    '''Run one call of a module through its Zennit rule, and convert on both sides.'''
+    carrying = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.requires_grad]
+    target = carrying[0] if carrying and getattr(module, 'inplace', False) is True else None
+    if len(carrying) > 1 and isinstance(hook, (BasicHook, Pass)):
+        raise UnsupportedRule(
+            f'rule {type(hook).__name__} on module {name!r}: the module has {len(carrying)} inputs that carry '
+            'relevance, and the rule can serve one only; leave the module without a rule, or give it '
+            'zennit_attn.rules.Uniform'
+        )
+    args = tuple(forward.to_relevance(arg, name) if isinstance(arg, torch.Tensor) else arg for arg in args)
+    report = forward.observer and forward.observer.rule(name, module, hook)
+    call = HookedCall(forward.engine, module, function, hook, args, kwargs, report)
+    outputs = iter(Hooked.apply(call, *(args[position] for position in call.positions)))
+    structure, call.structure = call.structure, None
+    if not (isinstance(structure, torch.Tensor) or (tensors_of(structure) and not isinstance(hook, BasicHook))):
+        raise UnsupportedRule(
+            f'rule {type(hook).__name__} on module {name!r}: the module returns {type(structure).__name__}, and '
+            'the rule can serve a tensor only; give it to the modules inside'
+        )
+    result = rebuilt(
+        structure, lambda tensor: forward.to_gradient(next(outputs)) if tensor.is_floating_point() else tensor)
+    return result if target is None else forward.put_in_place(target, result)
+
+
+def apply_to_operator(forward, call, module, hook):
+    '''Run a call of an operator by the rule that its operator module was given.'''
+    if hasattr(hook, 'operate'):
+        return hook.operate(call)
+    name = forward.location.name_of(module)
+    if len(call.operands) > 1:
+        return _refuse_in_backward(call, name, hook)
+    bound = type(module).bind(call) if not is_layer(module) else OPERATOR_MODULES[module.kind].bind(call)
+    return call.write_back(apply_rule(forward, bound, bound.forward, hook, tuple(call.operands), {}, name))
+
+
+def _refuse_in_backward(call, name, hook):
+    message = messages.several_operands(type(hook).__name__, name, call.operator.name, len(call.operands))
+
+    def refuse(grad):
+        raise UnsupportedRule(message)
+    output = call.run()
+    for tensor in tensors_in(output):
+        tensor.register_hook(refuse)
+    return output
 
 
 def check_parameters(module, expected, name, hook):

@@ -1,37 +1,45 @@
-'''Torch functions that consist of others: their own code, written with torch functions that the table knows.'''
+'''Torch functions that consist of others, written with functions that the table knows.'''
 from functools import cache
 from types import FunctionType
 
 import torch
 from torch.nn import functional
 
-from .kernels import blank_rows, per_channel
+from ..kernels import blank_rows, per_channel
 
 
 class Unwritten(Exception):
-    '''A case of a function that no composition is written for: why, and what to use instead.'''
+    '''A case of a function that is not written out: why, and what to use instead.'''
 
 
-def _glu(x, dim=-1):
+def lerp(start, end, weight):
+    return start + weight * (end - start)
+
+
+def addcdiv(x, tensor1, tensor2, *, value=1):
+    return x + value * (tensor1 / tensor2)
+
+
+def glu(x, dim=-1):
     value, gate = x.chunk(2, dim)
     return value * torch.sigmoid(gate)
 
 
-def _cosine_similarity(x1, x2, dim=1, eps=1e-8):
+def cosine_similarity(x1, x2, dim=1, eps=1e-8):
     x1 = x1 / x1.norm(dim=dim, keepdim=True).clamp_min(eps)
     x2 = x2 / x2.norm(dim=dim, keepdim=True).clamp_min(eps)
     return (x1 * x2).sum(dim)
 
 
-def _layer_norm(x, shape, weight=None, bias=None, eps=1e-5, *_):
+def layer_norm(x, shape, weight=None, bias=None, eps=1e-5, *_):
     return _affine(functional.layer_norm(x, shape, eps=eps), weight, bias)
 
 
-def _rms_norm(x, shape, weight=None, eps=None):
+def rms_norm(x, shape, weight=None, eps=None):
     return _affine(functional.rms_norm(x, shape, eps=eps), weight, None)
 
 
-def _group_norm(x, groups, weight=None, bias=None, eps=1e-5, *_):
+def group_norm(x, groups, weight=None, bias=None, eps=1e-5, *_):
     weight, bias = per_channel(weight, x), per_channel(bias, x)
     return _affine(functional.group_norm(x, groups, eps=eps), weight, bias)
 
@@ -41,23 +49,38 @@ def _affine(x, weight, bias):
     return x if bias is None else x + bias
 
 
-def _batch_norm(x, weight, bias, mean, variance, training, momentum, eps, _):
+def batch_norm(x, weight, bias, mean, variance, training, momentum, eps, _):
     return functional.batch_norm(x, mean, variance, weight, bias, training, momentum, eps)
 
 
-def _instance_norm(x, weight, bias, mean, variance, use_input_stats, momentum, eps, _):
+def instance_norm(x, weight, bias, mean, variance, use_input_stats, momentum, eps, _):
     return functional.instance_norm(x, mean, variance, weight, bias, use_input_stats, momentum, eps)
 
 
 def _conditional(normalize):
-    '''A normalization whose weight and bias depend on the input.'''
+    '''A normalization whose statistics, weight or bias depend on the input.'''
     def run(x, mean=None, variance=None, weight=None, bias=None, *settings, **options):
         weight, bias = per_channel(weight, x), per_channel(bias, x)
-        return _affine(normalize(x, mean, variance, None, None, *settings, **options), weight, bias)
+        if any(tensor is not None and tensor.requires_grad for tensor in (mean, variance)):
+            x = _standardized(x, mean, variance, *settings, **options)
+        else:
+            x = normalize(x, mean, variance, None, None, *settings, **options)
+        return _affine(x, weight, bias)
     return run
 
 
-def _attention(query, key, value, mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
+def _standardized(x, mean, variance, training=False, momentum=.1, eps=1e-5, use_input_stats=False):
+    if training or use_input_stats:
+        raise Unwritten('a normalization that updates statistics which depend on the input has no rule; call '
+                        'model.eval() first')
+    return (x - per_channel(mean, x)) / (per_channel(variance, x) + eps).sqrt()
+
+
+conditional_batch_norm = _conditional(functional.batch_norm)
+conditional_instance_norm = _conditional(functional.instance_norm)
+
+
+def attention(query, key, value, mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
     scores = query @ key.mT * (query.shape[-1] ** -.5 if scale is None else scale)
@@ -71,18 +94,18 @@ def _attention(query, key, value, mask=None, dropout_p=0., is_causal=False, scal
     return functional.dropout(weights, dropout_p) @ value
 
 
-def _threshold(x, threshold, value, inplace=False):
+def threshold(x, threshold, value, inplace=False):
     output = torch.where(x <= threshold, value, x)
     return x.copy_(output) if inplace else output
 
 
-def _renorm(x, p, dim, maxnorm):
+def renorm(x, p, dim, maxnorm):
     axes = [axis for axis in range(x.ndim) if axis != dim % x.ndim]
     norm = torch.linalg.vector_norm(x, p, axes, keepdim=True)
     return x * torch.where(norm > maxnorm, maxnorm / (norm + 1e-7), 1.)
 
 
-def _scatter_reduce(x, dim, index, src, reduce, *, include_self=True):
+def scatter_reduce(x, dim, index, src, reduce, *, include_self=True):
     src = src[tuple(slice(size) for size in index.shape)]
     if reduce in ('amax', 'amin'):
         return _scatter_extremum(x, dim, index, src, reduce, include_self)
@@ -108,9 +131,9 @@ def _scatter_extremum(x, dim, index, src, reduce, include_self):
     return (torch.where(own, x, 0.) * share).scatter_add(dim, index, src)
 
 
-def _index_reduce(x, dim, index, source, reduce, *, include_self=True):
+def index_reduce(x, dim, index, source, reduce, *, include_self=True):
     places = index.reshape([-1 if axis == dim % x.ndim else 1 for axis in range(x.ndim)]).expand(source.shape)
-    return _scatter_reduce(x, dim, places, source, reduce, include_self=include_self)
+    return scatter_reduce(x, dim, places, source, reduce, include_self=include_self)
 
 
 def _lstm_step(gates, hidden, w_hh, b_hh, w_hr=None):
@@ -184,24 +207,10 @@ def _scan(step, x, hidden, w_ih, b_ih, *own, reverse):
     return torch.stack(outputs[::-1] if reverse else outputs), hidden
 
 
-#: What composed functions consist of, by name.
-COMPOSITIONS = {
-    'scaled_dot_product_attention': _attention,
-    'glu': _glu,
-    'cosine_similarity': _cosine_similarity,
-    'lerp': lambda start, end, weight: start + weight * (end - start),
-    'addcdiv': lambda x, tensor1, tensor2, *, value=1: x + value * (tensor1 / tensor2),
-    'layer_norm': _layer_norm, 'rms_norm': _rms_norm, 'group_norm': _group_norm,
-    'batch_norm': _batch_norm, 'instance_norm': _instance_norm, 'threshold': _threshold, 'renorm': _renorm,
-    'lstm': _recurrence(_lstm_step), 'lstm_cell': _cell(_lstm_step), 'gru': _recurrence(_gru_step),
-    'gru_cell': _cell(_gru_step), 'rnn_tanh': _recurrence(_tanh_step), 'rnn_tanh_cell': _cell(_tanh_step),
-    'scatter_reduce': _scatter_reduce, 'index_reduce': _index_reduce,
-    'rnn_relu': _recurrence(_relu_step), 'rnn_relu_cell': _cell(_relu_step),
-}
-
-
-#: The same for normalizations with a weight or bias that carries relevance.
-CONDITIONAL = {function: _conditional(function) for function in (functional.batch_norm, functional.instance_norm)}
+lstm, lstm_cell = _recurrence(_lstm_step), _cell(_lstm_step)
+gru, gru_cell = _recurrence(_gru_step), _cell(_gru_step)
+rnn_tanh, rnn_tanh_cell = _recurrence(_tanh_step), _cell(_tanh_step)
+rnn_relu, rnn_relu_cell = _recurrence(_relu_step), _cell(_relu_step)
 
 
 @cache

@@ -1,0 +1,70 @@
+'''Explaining a model while all that relevance does is recorded.'''
+from collections.abc import Mapping
+
+import torch
+
+from ..attribution import call_model, output_relevance
+from ..canonizers.attention import engine_of
+from ..errors import NoRelevance
+from ..trees import substitute, tensors_in
+from .ledger import Audit
+from .recorder import recorded
+
+
+def audit(model, composite, input, attr_output=None, embedding=None, select=None):
+    '''Explain a model and measure where all relevance went.
+
+    Parameters
+    ----------
+    model: :py:class:`torch.nn.Module`
+        The model.
+    composite: :py:class:`zennit.core.Composite`
+        Any composite of Zennit or of this package.
+    input: :py:class:`torch.Tensor`, tuple or mapping
+        Input of the model, of shape [batch, ...], or its positional or keyword arguments. Those that are floating point
+        are explained.
+    attr_output: :py:class:`torch.Tensor` or callable, optional
+        Relevance of the output, of the output's shape, or a function of the output. Default is the output itself.
+    embedding: :py:class:`torch.nn.Module`, optional
+        The module of the model from whose output it is explained, in place of its input, as by
+        :py:class:`~zennit_attn.attribution.TokenGradient`.
+    select: callable, optional
+        Takes what the model returns and returns the tensor to explain, e.g. ``lambda output: output.logits``.
+
+    Returns
+    -------
+    :py:class:`Audit`
+        For each sample one backward pass is run, with the relevance of the other samples set to zero.
+
+    Raises
+    ------
+    NoRelevance
+        If the input is not floating point.
+    TypeError, ValueError
+        If the model's output is not a tensor, or `attr_output` has not its shape.
+    '''
+    input = substitute(dict(input) if isinstance(input, Mapping) else input, lambda tensor: tensor.detach().clone())
+    sources = [] if embedding is not None else _sources(model, input)
+    with composite.context(model), torch.enable_grad(), recorded(model, engine_of(model)) as recorder:
+        output, leaves = call_model(model, input, embedding, select)
+        if output.ndim == 0:
+            raise ValueError('the output is a single number; it needs a first dimension for the samples')
+        relevance = output_relevance(output, attr_output)
+        found = [recorder.backward(output, leaves or sources, relevance, i) for i in range(len(relevance))]
+    found = torch.stack(found) if found else _per_sample(relevance)
+    return Audit(_per_sample(relevance), found, recorder.sinks(len(relevance)), recorder.operations(),
+                 recorder.functions_accepted)
+
+
+def _sources(model, input):
+    '''The tensors of an input that can carry relevance, from now on requiring a gradient.'''
+    sources = [tensor.requires_grad_() for tensor in tensors_in(input) if tensor.is_floating_point()]
+    if not sources:
+        types = ', '.join(str(tensor.dtype) for tensor in tensors_in(input)) or type(input).__name__
+        raise NoRelevance(f'the input of {type(model).__name__} ({types}) has no floating point tensor that could '
+                          'receive relevance; explain token ids from the embedding: audit(..., embedding=module)')
+    return sources
+
+
+def _per_sample(relevance):
+    return relevance.detach().double().flatten(1).sum(1) if relevance.ndim > 1 else relevance.detach().double()

@@ -1,0 +1,276 @@
+'''The state of one run of the root's forward, and what rules may ask of it.'''
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.autograd.function import BackwardCFunction
+
+from ..errors import NoRelevance, UnsupportedOperator, UntrackedTensor
+from ..operators import Kind, Operator
+from ..propagation import Call
+from ..trees import leaves, rebuilt, tensors_of
+from . import messages
+from .assignments import Assignments
+from .domains import Reindexed, Source, ToGradient, ToRelevance
+from .tags import Tag, activation_of, tag_of, twin_of
+
+if TYPE_CHECKING:
+    from .mode import Engine
+
+
+class Forward:
+    '''One run of the root's forward: it is made when the run starts, and nothing of it is left when it ends.
+
+    Parameters
+    ----------
+    engine: :py:class:`~zennit_attn.engine.Engine`
+        The engine of the context, whose location and observer the forward uses.
+    rules: dict, optional
+        Rules by kind of operator that replace the defaults.
+
+    Attributes
+    ----------
+    assignments: :py:class:`~zennit_attn.engine.assignments.Assignments`
+        Which rule is on what.
+    observed: bool
+        Whether somebody watches.
+    thread: int
+        The thread that it runs in.
+    carrying_tag, constant_tag: :py:class:`~zennit_attn.engine.tags.Tag`
+        The tags of all tensors that carry relevance, or no relevance, and of which no more is known.
+    '''
+    def __init__(self, engine: Engine, rules: Mapping[Kind, Callable] | None = None):
+        self.engine = engine
+        self.observer = engine.observer
+        self.observed = engine.observer is not None
+        self.location = engine.location
+        self.assignments = Assignments(engine.location, rules)
+        self.thread = threading.get_ident()
+        self.identity = object()  # for tags, which must not keep the engine alive
+        self.carrying_tag = Tag(self.identity)
+        self.constant_tag = Tag(self.identity, carries=False)
+        self.direct = not (self.assignments.any or self.observed)
+        self._last_gate: tuple | None = None
+
+    # ---- what rules may ask ------------------------------------------------------------------------------------------
+
+    def locate(self) -> tuple[str, str]:
+        '''Return the name of the module whose code runs, and the line that called the operator.'''
+        return self.location.locate()
+
+    def activation_of(self, tensor: torch.Tensor) -> Operator | None:
+        '''Return the activation that a tensor came from, if it was only moved and scaled since.'''
+        return activation_of(tensor)
+
+    def mark_constant(self, tensor: torch.Tensor) -> torch.Tensor:
+        '''Note that a tensor that was written to in place carries no relevance any more, and return it.'''
+        if tensor.requires_grad:
+            tensor.lrp_tag = self.constant_tag  # type: ignore[attr-defined]  # tensors take attributes
+        return tensor
+
+    def note_gate(self, call: Call, output: Any = None) -> None:
+        '''Remember a gate, to name it if nothing that carries relevance is left.'''
+        reference = weakref.ref(output) if isinstance(output, torch.Tensor) else None
+        self._last_gate = (call.operator.name, *self.locate(), reference)
+
+    def decompose(self, function: Callable, args: tuple, kwargs: Mapping, rules: Mapping | None = None) -> Any:
+        '''Run code under the engine's eyes, if given with other rules for some kinds of operators.'''
+        with self.overriding(rules or {}), self.engine:
+            return function(*args, **kwargs)
+
+    # ---- rules -------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def overriding(self, rules: Mapping[Kind, Callable]) -> Iterator[None]:
+        '''Replace the default rules of some kinds of operators.'''
+        before = self.direct
+        self.direct = before and not rules
+        try:
+            with self.assignments.overriding(rules):
+                yield
+        finally:
+            self.direct = before
+
+    def rule_of(self, kind: Kind) -> tuple[torch.nn.Module | None, Any]:
+        '''Return the operator module of the module whose code runs, and the rule that it was given.'''
+        if kind not in self.assignments.kinds and not self.observed:
+            return None, None
+        return self.assignments.of_operator(kind)
+
+    # ---- the two domains ---------------------------------------------------------------------------------------------
+
+    def enter(self, tensor: torch.Tensor) -> torch.Tensor:
+        '''Take an input of the root into the gradient domain.'''
+        if tensor.requires_grad and tensor.is_complex():
+            raise UnsupportedOperator(messages.complex_input(self.location.name_of(self.location.root)))
+        return self.to_gradient(tensor) if tensor.requires_grad else tensor
+
+    def leave(self, output: Any) -> Any:
+        '''Return the root's output in the relevance domain.'''
+        if not any(tensor.requires_grad for tensor in tensors_of(output)):
+            raise NoRelevance(self._why_none(leaves(output)))
+        self.check_output(self.location.root, output)
+        return rebuilt(output, partial(self.to_relevance, where='output'))
+
+    def to_gradient(self, tensor: torch.Tensor) -> torch.Tensor:
+        '''Convert a tensor of the relevance domain for operator code; its twin stays known.'''
+        output = ToGradient.apply(tensor, self.engine.passes)
+        self._mark(output, None, Source(tensor).resolve)
+        return output
+
+    def to_relevance(self, tensor: torch.Tensor, where: str) -> torch.Tensor:
+        '''Return a tensor of operator code in the relevance domain: its twin, or else converted.'''
+        if not tensor.requires_grad:
+            return tensor
+        self.check_tag(tensor, where)
+        twin = twin_of(tensor)
+        if twin is not None:
+            return twin
+        if tensor.is_complex():
+            raise UnsupportedOperator(messages.complex_tensor(where))
+        report = self.observer and self.observer.stabilizer(where)
+        return ToRelevance.apply(tensor, self.engine.stabilizer, report, self.engine.passes)
+
+    # ---- tags --------------------------------------------------------------------------------------------------------
+
+    def are_plain(self, operands: list[torch.Tensor]) -> bool:
+        '''Whether all that is known of operands is that they carry relevance.'''
+        tag = self.carrying_tag
+        for operand in operands:  # noqa: SIM110 - a generator for all() would take longer than the rest of the engine
+            if getattr(operand, 'lrp_tag', None) is not tag:
+                return False
+        return True
+
+    def mark(self, output: Any, activation: Operator | None = None, twin: Reindexed | None = None) -> Any:
+        '''Tag what an operator returned.'''
+        if isinstance(output, torch.Tensor):
+            if output.requires_grad:
+                self._mark(output, activation, twin and partial(twin.resolve, 0))
+        elif isinstance(output, (tuple, list)):
+            for index, item in enumerate(output):
+                if isinstance(item, torch.Tensor):
+                    if item.requires_grad:
+                        self._mark(item, activation, twin and partial(twin.resolve, index))
+                else:
+                    self.mark(item)
+        return output
+
+    def _mark(self, tensor, activation, twin):
+        if not torch.is_grad_enabled():
+            # A view that is made without gradients claims to require one all the same, but none ever reaches its base.
+            tensor.lrp_tag = self.constant_tag
+        elif activation is None and twin is None:
+            tensor.lrp_tag = self.carrying_tag
+        else:
+            tensor.lrp_tag = Tag(self.identity, True, activation, twin, tensor._version)
+
+    def mark_result(self, call: Call, output: Any, activations: list) -> None:
+        '''Tag what a call returned or wrote to, given the activations that its operands came from.'''
+        operator, activation = call.operator, None
+        moves = operator.kind is Kind.REARRANGE
+        if operator.kind is Kind.ACTIVATION:
+            activation = operator
+        elif len(call.operands) == 1 and (moves or operator.scales):
+            activation = activations[0]
+        if output is None or call.inplace:
+            self._mark_target(call, None if operator.kind is Kind.ACTIVATION else activation)
+        elif not call.carries(output):
+            moves = (moves or operator.kind is Kind.SELECT) and not call.accumulates and not (
+                any(operand.is_complex() for operand in call.operands))  # of which some are conjugated
+            twin = Reindexed(call, call.record) if self.assignments.modules and moves else None
+            self.mark(output, activation, twin)
+
+    def _mark_target(self, call, activation):
+        target, several = call.args[0], len(call.operands) > 1
+        if call.operator.overwrites and not several and call.carries(target):
+            self.mark_constant(target)
+        elif not self.is_constant(target) or (call.operator.kind is Kind.REARRANGE and several):
+            self.mark(target, activation)
+        self.mark_base(target)
+
+    def mark_base(self, view: torch.Tensor) -> None:
+        '''Note that what a view belongs to has been written to through it.'''
+        if view._base is not None and view._base.requires_grad:
+            self.mark(view._base)
+
+    def put_in_place(self, target: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        '''Write what a module has computed in place where everybody sees it who holds its input.'''
+        tag = tag_of(result)
+        target.copy_(result)
+        self.mark_base(target)
+        self._mark(target, None, tag.twin if tag is not None else None)
+        return target
+
+    def is_constant(self, tensor: torch.Tensor) -> bool:
+        '''Whether a tensor that requires a gradient carries nothing, because it became a gate in place.'''
+        tag = tag_of(tensor)
+        return tag is not None and not tag.carries
+
+    # ---- checks ------------------------------------------------------------------------------------------------------
+
+    def check_output(self, module: torch.nn.Module, output: Any) -> None:
+        '''Refuse what a module returns if it comes from code that the engine cannot see.'''
+        for tensor in tensors_of(output):
+            tag = tag_of(tensor)
+            known = tag is not None and tag is not self.constant_tag and tag.forward is self.identity
+            if not known and tensor.requires_grad:
+                self.check_tag(tensor, self.location.name_of(module))
+
+    def check_tag(self, tensor: torch.Tensor, where: str | None = None) -> None:
+        '''Refuse a carrying tensor that the engine has not produced in this forward.'''
+        tag = tag_of(tensor)
+        inside = tag is self.constant_tag and isinstance(tensor.grad_fn, BackwardCFunction)
+        if tag is not None and tag.forward is self.identity and not inside:
+            return
+        if self._is_known(tensor, inside):
+            tensor.lrp_tag = self.carrying_tag  # type: ignore[attr-defined]
+            return
+        if self.engine.unknown != 'gradient':
+            raise UntrackedTensor(self._why_untracked(tensor, tag, where))
+        self.accept(type(tensor.grad_fn).__name__, 'it is used here, and its code cannot be seen', where)
+        tensor.lrp_tag = self.carrying_tag  # type: ignore[attr-defined]
+
+    def _is_known(self, tensor, inside):
+        if inside:
+            # The identity around a module with a backward hook of the user, whose result is a view that it made itself.
+            return type(tensor.grad_fn).__name__ == 'BackwardHookFunctionBackward'
+        base = None if tensor._base is None else tag_of(tensor._base)
+        return base is not None and base.forward is self.identity
+
+    def accept(self, name: str, why: str, module: str | None = None) -> None:
+        '''Tell the observer what has no rule, and runs by its plain gradient.'''
+        if self.observer is not None:
+            running, line = self.locate()
+            self.observer.accepted(module or running, name, why, line)
+
+    # ---- why not -----------------------------------------------------------------------------------------------------
+
+    def _why_none(self, outputs):
+        root = self.location.name_of(self.location.root)
+        opaque = [type(output).__name__ for output in outputs if hasattr(output, '__dict__')
+                  and not isinstance(output, torch.Tensor)]
+        if opaque:
+            return messages.unseen_output(root, opaque[0])
+        if self._last_gate is None:
+            return messages.no_relevance(root, 'no operator between input and output passes relevance on')
+        name, module, line, reference = self._last_gate
+        ends = reference is not None and any(reference() is output for output in outputs)
+        return messages.no_relevance(root, messages.ends_at_gate(name, module, line, ends))
+
+    def _why_untracked(self, tensor, tag, where):
+        module, line = self.locate()
+        shape, at = tuple(tensor.shape), where or module
+        if tensor.grad_fn is None:
+            return messages.no_input(at, line, shape)
+        origin = type(tensor.grad_fn).__name__
+        if 'Checkpoint' in origin:
+            return f'module {at!r}: {messages.CHECKPOINTING}\n  {line}'
+        if tag is not None and tag.forward is not self.identity:
+            return messages.earlier_forward(at, line, shape, origin)
+        return messages.unseen_code(at, line, shape, origin)

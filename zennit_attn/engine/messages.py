@@ -1,0 +1,126 @@
+'''The words of errors: each names the module, says why, and what to do.'''
+from __future__ import annotations
+
+CHECKPOINTING = (
+    'saved tensor hooks such as those of torch.utils.checkpoint compute parts of the model again in the backward pass, '
+    'where no rule can follow; turn checkpointing off (model.eval(), gradient_checkpointing_disable(), '
+    'use_checkpoint=False)'
+)
+
+
+def nothing_to_explain(root: str) -> str:
+    return (
+        f'no input of {root}.forward requires a gradient: nothing to explain; '
+        'pass a floating point input with requires_grad=True, explain integers from their embedding '
+        '(zennit_attn.attribution.TokenGradient), or wrap a plain prediction in torch.no_grad()'
+    )
+
+
+def complex_input(root: str) -> str:
+    return (f'{root}: a complex input has no relevance of its own; pass what torch.view_as_real makes of it, and make '
+            'it complex inside')
+
+
+def complex_tensor(where: str) -> str:
+    return f'{where}: a complex tensor has no relevance of its own; split it with torch.view_as_real'
+
+
+def other_thread(root: str) -> str:
+    return (f'{root} is being explained in another thread; call it there, or give each thread a copy of the model')
+
+
+def under_transform(root: str, transform: str) -> str:
+    return (
+        f'{root} is called under {transform} while a context is open on it, where no rule can follow; call it on plain '
+        'tensors and use torch.autograd.grad, or leave the context first'
+    )
+
+
+def batch_statistics(module: str) -> str:
+    return (f'module {module!r}: batch_norm in training mode mixes the samples of a batch, so no sample has a '
+            'relevance of its own; call model.eval() first')
+
+
+def unknown(module: str, line: str, name: str, why: str) -> str:
+    register = 'zennit_attn.operators.register_operator to give it a kind'
+    return (
+        f'module {module!r} calls {name} on a tensor that carries relevance, and no rule is known for it: {why}\n'
+        f'  {line}\n'
+        f"use AttentionCanonizer(unknown='gradient') to accept the plain gradient, or {register}"
+    )
+
+
+def gradients_inside(module: str, line: str, name: str) -> str:
+    return (
+        f'module {module!r} takes gradients by {name} while it is explained, and would get those of the rules, not its '
+        f'own\n  {line}\n'
+        'explain the part of the model before or after it'
+    )
+
+
+def written_without_grad(module: str, line: str, name: str) -> str:
+    return (
+        f'module {module!r} writes with {name} into a tensor that carries relevance under torch.no_grad, where no '
+        f'relevance can follow\n  {line}\ntake the write out of torch.no_grad'
+    )
+
+
+def out_argument(module: str, line: str, name: str) -> str:
+    return (f'module {module!r} calls {name} with out=, past autograd, on a tensor that carries relevance\n'
+            f'  {line}\nassign what it returns instead')
+
+
+def unseen_output(root: str, name: str) -> str:
+    return (f'the output of {root} is of type {name}, in which no tensor can be seen; return tensors, or lists, '
+            'tuples, dicts or dataclasses of them')
+
+
+def no_relevance(root: str, reason: str) -> str:
+    return (f'the output of {root} carries no relevance: {reason}\n'
+            'explain the logits, i.e. what goes into a final softmax or sigmoid, or give that operator another rule')
+
+
+def ends_at_gate(name: str, module: str, line: str, last: bool) -> str:
+    position = 'which it ends with' if last else 'the last gate before it'
+    return f'the operator {name} of module {module!r}, {position}, is viewed as a constant\n  {line}'
+
+
+def no_input(where: str, line: str, shape: tuple) -> str:
+    return (
+        f'module {where!r}: a tensor of shape {shape} requires a gradient, but is neither an input that the engine has '
+        f'seen nor a parameter\n  {line}\n'
+        'pass inputs as tensors, or in lists, tuples, dicts and dataclasses; for constants, set requires_grad to False '
+        'or use torch.nn.Parameter'
+    )
+
+
+def earlier_forward(where: str, line: str, shape: tuple, origin: str) -> str:
+    return (
+        f'module {where!r}: a tensor of shape {shape} is kept from an earlier forward ({origin}), as caches do, and '
+        f'relevance cannot go back there\n  {line}\n'
+        'run all that is to be explained in one forward, or compute what is kept under torch.no_grad()'
+    )
+
+
+def unseen_code(where: str, line: str, shape: tuple, origin: str) -> str:
+    return (
+        f'module {where!r}: a tensor of shape {shape} requires a gradient but comes from code that the engine cannot '
+        f'see ({origin}): a custom torch.autograd.Function, TorchScript, torch.func, a compiled function or kernel\n'
+        f'  {line}\n'
+        'write the computation with torch functions, put it in a module and give that module a Zennit rule, or use '
+        "AttentionCanonizer(unknown='gradient') to accept its plain gradient"
+    )
+
+
+def several_operands(rule: str, where: str, operator: str, operands: int) -> str:
+    return (
+        f'rule {rule} on operator {where!r}: {operator} has {operands} operands that carry relevance, and the rule can '
+        'serve one only; use zennit_attn.rules.Uniform there, or leave the operator without a rule'
+    )
+
+
+def outside_of_forward(module: str, root: str) -> str:
+    return (
+        f'module {module!r} is called outside of the forward of {root}, on which the context is open, where no rule '
+        'can follow; open the context on that module, or put the computation into the forward of a module of its own'
+    )

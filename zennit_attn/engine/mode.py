@@ -1,0 +1,307 @@
+'''The engine: watches every torch function called below a module's forward and routes it through its rule.'''
+import threading
+from contextlib import contextmanager
+
+import torch
+from torch.autograd.graph import disable_saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+from zennit.core import Stabilizer
+
+from ..errors import ContextError, NoRelevance, UnsupportedModule, UnsupportedOperator
+from ..operators import TABLE, Kind, lookup, out_of_place, reason
+from ..propagation import Call
+from ..trees import rebuilt, substitute, tensors_in, tensors_of
+from . import messages
+from .domains import BackwardPasses, watching
+from .forward import Forward
+from .location import Location
+from .module_calls import apply_to_operator
+from .tags import activation_of, tag_of
+
+#: Functions by which code asks for gradients while it runs.
+_GRADIENTS = frozenset((torch.autograd.grad, torch.Tensor.backward, torch.Tensor.register_hook))
+
+
+class Engine(TorchFunctionMode):
+    '''Routes every torch function called below one module's forward through the rule of its kind.
+
+    Parameters
+    ----------
+    root: :py:class:`torch.nn.Module`
+        The module whose forward is explained.
+    stabilizer: callable or float, optional
+        Stabilization where a tensor of the gradient domain enters the relevance domain.
+    unknown: {'raise', 'gradient'}, optional
+        What to do with a function that the table does not know: refuse it, or accept autograd.
+
+    Attributes
+    ----------
+    location: :py:class:`~zennit_attn.engine.location.Location`
+        Knows the modules of the model, and which of them runs.
+    passes: :py:class:`~zennit_attn.engine.domains.BackwardPasses`
+        The backward passes that began at the model's output.
+    forward: :py:class:`~zennit_attn.engine.forward.Forward` or None
+        The run of the forward that is under way.
+    observer: :py:class:`~zennit_attn.observer.Observer` or None
+        Who watches, while :py:meth:`observed_by` is entered.
+    '''
+    def __init__(self, root, stabilizer=1e-9, unknown='raise'):
+        super().__init__()
+        self.root = root
+        self.stabilizer = Stabilizer.ensure(stabilizer)
+        self.unknown = unknown
+        self.location = Location(root)
+        self.passes = BackwardPasses()
+        self.families = frozenset()
+        self.forward = None
+        self.observer = None
+        self._source = None
+        self._rests = 0
+
+    # ---- what others may set, for a while ----------------------------------------------------------------------------
+
+    @contextmanager
+    def observed_by(self, observer):
+        '''Let an observer watch forwards and their backward passes.'''
+        self.observer = observer
+        try:
+            yield
+        finally:
+            self.observer = None
+
+    @contextmanager
+    def explaining_from(self, module):
+        '''Explain from the output of a module, so that no input has to require a gradient.'''
+        self._source = module
+        try:
+            yield
+        finally:
+            self._source = None
+
+    @contextmanager
+    def resting(self):
+        '''Let modules that the engine has taken over run as they are, e.g. in the backward pass of their rule.'''
+        self._rests += 1
+        try:
+            yield
+        finally:
+            self._rests -= 1
+
+    def join(self, families):
+        '''Note that families of blocks are helped with.'''
+        self.families |= set(families)
+
+    # ---- one forward -------------------------------------------------------------------------------------------------
+
+    @property
+    def rests(self):
+        '''Whether modules run as they are.'''
+        return self._rests > 0
+
+    @property
+    def running(self):
+        '''Whether the root's forward runs, in this thread.'''
+        if self.forward is None:
+            return False
+        if self.forward.thread != threading.get_ident():
+            raise ContextError(messages.other_thread(self.location.name_of(self.root)))
+        return True
+
+    def run(self, function, args, kwargs, rules=None):
+        '''Run the root's forward, with relevance at its inputs and outputs.
+
+        Parameters
+        ----------
+        function: callable
+            The forward.
+        args: tuple
+        kwargs: dict
+        rules: dict, optional
+            Rules by kind of operator that replace the defaults.
+
+        Returns
+        -------
+        object
+            What `function` returns.
+        '''
+        self._check_transforms()
+        self.location.survey()
+        self._check_modules()
+        forward = Forward(self, rules)
+        forward.assignments.check_active()
+        if self._source is None and not any(tensor.requires_grad for tensor in tensors_of((args, kwargs))):
+            raise NoRelevance(messages.nothing_to_explain(self.location.name_of(self.root)))
+        args, kwargs = rebuilt((args, kwargs), forward.enter)
+        with self._running(forward), disable_saved_tensors_hooks(messages.CHECKPOINTING), self:
+            output = function(*args, **kwargs)
+        return forward.leave(output)
+
+    @contextmanager
+    def _running(self, forward):
+        self.forward = forward
+        try:
+            yield
+        except RuntimeError as error:
+            if messages.CHECKPOINTING not in str(error):
+                raise
+            where = self.location.name_of(self.location.module_in(error.__traceback__))
+            raise UnsupportedModule(f'module {where!r}: {messages.CHECKPOINTING}') from error
+        finally:
+            self.forward = None
+
+    def _check_transforms(self):
+        '''Refuse to run under what sees other tensors than the engine does.'''
+        tracing = torch.jit.is_tracing()
+        if tracing or torch._C._functorch.peek_interpreter_stack() is not None:
+            under = 'torch.jit.trace' if tracing else 'a torch.func transform (grad, vjp, jvp, vmap)'
+            raise ContextError(messages.under_transform(self.location.name_of(self.root), under))
+
+    def _check_modules(self):
+        '''Refuse modules that mix the samples of a batch.'''
+        for name, module in self.location.modules:
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training:
+                raise UnsupportedModule(messages.batch_statistics(name))
+
+    # ---- one operator ------------------------------------------------------------------------------------------------
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        operator = TABLE.get(func) or lookup(func)
+        if operator is not None and operator.kind is Kind.PLAIN and not operator.inplace:
+            if func in _GRADIENTS:
+                return self._run_watched(func, args, kwargs or {})
+            return func(*args, **(kwargs or {}))
+        tensors = tensors_in(args, kwargs) if kwargs else tensors_in(*args)
+        operands = [tensor for tensor in tensors if tensor.requires_grad]
+        if not operands:
+            return func(*args, **(kwargs or {}))
+        forward = self.forward
+        if forward.direct and operator is not None and len(operands) <= operator.direct and forward.are_plain(operands):
+            return self._run_directly(forward, func, args, kwargs or {}, operands)
+        return self.dispatch(operator, func, args, kwargs or {}, operands)
+
+    def _run_directly(self, forward, func, args, kwargs, operands):
+        '''The common case without detours: no rules of modules, nobody watches, and autograd is the rule.'''
+        output = func(*args, **kwargs)
+        if isinstance(output, torch.Tensor):
+            # Inside the forward of an autograd function, nothing requires a gradient, and nothing must be tagged.
+            if output is not operands[0] and output.requires_grad:
+                output.lrp_tag = forward.carrying_tag if torch.is_grad_enabled() else forward.constant_tag
+            return output
+        return forward.mark(output)
+
+    def dispatch(self, operator, func, args, kwargs, operands):
+        '''Run a function on operands that carry relevance: the steps, in an order that matters.
+
+        1. Where operands come from is checked first, because nothing can be said of a tensor from elsewhere.
+        2. Constants are taken out before all that asks what carries: after it, there may be nothing left.
+        3. What has no rule is refused before it is asked which.
+        4. Without gradients nothing flows, whatever the rule; `out=` goes past autograd, whatever the rule. These two
+           may be swapped.
+        5. What is written into a constant is computed beside it, by the rules, so this comes before them.
+        6. The rule runs.
+        '''
+        self._check_origin(operator, args, operands)
+        if any(self._is_constant(operand) for operand in operands):
+            if operator is not None and operator.name.endswith('__set__'):
+                return func(*args, **kwargs)
+            args, kwargs = self._detach_constants(operator, args, kwargs)
+            operands = [tensor for tensor in tensors_in(args, kwargs) if tensor.requires_grad]
+            if not operands:
+                return func(*args, **kwargs)
+        if operator is None or operator.kind in (Kind.REFUSED, Kind.PLAIN):
+            return self._run_unknown(operator, func, args, kwargs)
+        call = Call(self.forward, operator, func, args, kwargs, operands)
+        if not torch.is_grad_enabled():
+            return self._run_without_grad(call)
+        if kwargs.get('out') is not None:
+            raise UnsupportedOperator(messages.out_argument(*self.forward.locate(), operator.name))
+        if call.inplace and self.forward.is_constant(call.args[0]) and operator.kind not in (
+                Kind.REARRANGE, Kind.SELECT):
+            return self._write_into_constant(call)
+        return self._run_rule(call)
+
+    def _check_origin(self, operator, args, operands):
+        '''Refuse operands from code that cannot be seen, but parameters, and what would receive no relevance anyway.'''
+        unneeded = self._unneeded(operator, args)
+        for operand in operands:
+            if not (isinstance(operand, torch.nn.Parameter) or any(operand is tensor for tensor in unneeded)):
+                self.forward.check_tag(operand)
+
+    def _unneeded(self, operator, args):
+        '''Operands that receive no relevance by the default rule, so that it does not matter where they come from.'''
+        gate = operator is not None and operator.kind in (Kind.SOFTMAX, Kind.GATE, Kind.ATTENTION) and (
+            not operator.linear_outputs and not operator.inplace)
+        if not gate or not self.forward.assignments.is_default(operator.kind):
+            return ()
+        first = args[:2] if operator.kind is Kind.ATTENTION else args[:1]
+        return [arg for arg in first if isinstance(arg, torch.Tensor) and not any(arg is other for other in args[2:])]
+
+    def _is_constant(self, tensor):
+        '''Whether a tensor that requires a gradient carries nothing: a gate written in place, a foreign parameter.'''
+        return self.forward.is_constant(tensor) or isinstance(tensor, torch.nn.Parameter)
+
+    def _detach_constants(self, operator, args, kwargs):
+        target = args[0] if operator is not None and operator.inplace and args else None
+
+        def detached(tensor):
+            constant = tensor is not target and tensor.requires_grad and self._is_constant(tensor)
+            return tensor.detach() if constant else tensor
+        return substitute((args, kwargs), detached)
+
+    def _run_unknown(self, operator, func, args, kwargs):
+        if operator is not None and operator.harmless:
+            return func(*args, **kwargs)
+        name = getattr(func, '__name__', str(func)) if operator is None else operator.name
+        why = reason(name, operator)
+        if self.unknown == 'gradient':
+            self.forward.accept(name, why)
+            return self.forward.mark(func(*args, **kwargs))
+        raise UnsupportedOperator(messages.unknown(*self.forward.locate(), name, why))
+
+    def _run_without_grad(self, call):
+        if not call.inplace or not call.carries(call.args[0]):
+            return self.forward.mark(call.run())
+        raise UnsupportedOperator(messages.written_without_grad(*self.forward.locate(), call.operator.name))
+
+    def _write_into_constant(self, call):
+        '''Write into what carries nothing: it stays so, unless what is written carries relevance.'''
+        target, *rest = call.args
+        if not any(operand is not target for operand in call.operands):
+            with torch.no_grad():
+                call.run()
+            return target
+        with self:
+            output = out_of_place(call.func, call.operator.name)(target.detach().clone(), *rest, **call.kwargs)
+        target.copy_(output)
+        if tag_of(output) is None:
+            return self.forward.mark_constant(target)
+        return self.forward.mark(target, activation_of(output))
+
+    def _run_rule(self, call):
+        '''Run a call by the rule of the composite, or else that of its kind.'''
+        forward, kind = self.forward, call.operator.kind
+        if call.operator.mask is not None:
+            call.flatten_mask()
+        activations = [activation_of(operand) for operand in call.operands]
+        module, hook = forward.rule_of(kind)
+        if forward.observed:
+            call.watched_by(forward.observer.begin(call, module, hook))
+        if hook is None:
+            output = forward.assignments.default(kind)(call)
+        else:
+            output = apply_to_operator(forward, call, module, hook)
+        forward.mark_result(call, output, activations)
+        record, call.record = call.record, None
+        if record is not None:
+            record.returned(output)
+        return output
+
+    def _run_watched(self, func, args, kwargs):
+        '''Refuse gradients taken while the model runs: they would be those of the rules. Hooks may only look.'''
+        if not any(tensor.requires_grad for tensor in tensors_in(args, kwargs)):
+            return func(*args, **kwargs)
+        module, line = self.forward.locate()
+        if func is torch.Tensor.register_hook:
+            hook = args[1] if len(args) > 1 else kwargs['hook']
+            return func(args[0], watching(hook, f'a tensor hook of module {module!r}\n  {line}\n'))
+        raise UnsupportedOperator(messages.gradients_inside(module, line, func.__name__))

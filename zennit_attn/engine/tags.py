@@ -1,0 +1,54 @@
+'''What the engine knows of a tensor, kept on the tensor itself.'''
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ..operators import Operator
+
+
+class Tag:
+    '''What is known of a tensor that requires a gradient.
+
+    Attributes
+    ----------
+    forward: object
+        Stands for the forward that the tensor belongs to.
+    carries: bool
+        Whether it carries relevance. A tensor that became a gate in place requires a gradient, and carries nothing.
+    activation: :py:class:`~zennit_attn.operators.Operator` or None
+        The activation that it came from, if it was only moved and scaled since.
+    twin: callable or None
+        Returns the same values in the relevance domain, or None.
+    version: int
+        The version of the tensor that activation and twin hold for: a write in place ends both.
+    '''
+    __slots__ = ('forward', 'carries', 'activation', 'twin', 'version')
+
+    def __init__(self, forward: object, carries: bool = True, activation: Operator | None = None,
+                 twin: Callable[[], torch.Tensor | None] | None = None, version: int = 0):
+        self.forward = forward
+        self.carries = carries
+        self.activation = activation
+        self.twin = twin
+        self.version = version
+
+
+def tag_of(tensor: torch.Tensor) -> Tag | None:
+    '''Return the tag of a tensor, or None.'''
+    return getattr(tensor, 'lrp_tag', None)
+
+
+def activation_of(tensor: torch.Tensor) -> Operator | None:
+    '''Return the activation that a tensor came from, or None.'''
+    tag = tag_of(tensor)
+    return tag.activation if tag is not None and tag.version == tensor._version else None
+
+
+def twin_of(tensor: torch.Tensor) -> torch.Tensor | None:
+    '''Return the tensor of the relevance domain that holds the same values, or None if there is none (any more).'''
+    tag = tag_of(tensor)
+    if tag is None or tag.twin is None or tag.version != tensor._version:
+        return None
+    return tag.twin()

@@ -1,0 +1,32 @@
+'''How relevance flows through one call of an operator: the rules by kind, and what each leaves over.
+
+What flows backward in operator code is relevance per unit, ``g`` with ``R_x = x * g``, so that autograd is the rule of
+whatever is linear. A rule takes a :py:class:`Call` and runs it; it may ask the forward that runs for no more than
+:py:class:`~zennit_attn.propagation.call.Running` says.
+'''
+from .call import Call, Running
+from .rule import Absorbed, Rule, rule
+from .rules import (
+    RULES,
+    activation,
+    add,
+    attention,
+    constant,
+    decomposed,
+    gate,
+    linear,
+    multiply,
+    normalization,
+    proportional,
+    rearrange,
+    scaled,
+    select,
+    uniform,
+)
+from .taylor import EXPANDED, softmax_dim, taylor, taylor_softmax
+
+__all__ = [
+    'EXPANDED', 'RULES', 'Absorbed', 'Call', 'Rule', 'Running', 'activation', 'add', 'attention', 'constant',
+    'decomposed', 'gate', 'linear', 'multiply', 'normalization', 'proportional', 'rearrange', 'rule', 'scaled',
+    'select', 'softmax_dim', 'taylor', 'taylor_softmax', 'uniform',
+]

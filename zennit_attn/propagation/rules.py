@@ -1,0 +1,291 @@
+'''How relevance flows through one call of an operator, in the gradient domain.
+
+With ``R_x = x * g_x``, what flows backward here is ``g``. Every rule below runs an operator such that autograd's
+backward pass is the rule: plain autograd is LRP-0 for whatever is linear, products divide by the number of their
+factors, gates are constants, activations scale by ``y / x``.
+'''
+from numbers import Real
+
+import torch
+from torch.nn import functional
+
+from ..errors import UnsupportedModule, UnsupportedOperator
+from ..kernels import ConstantAttention, ConstantConvolution, ConstantLinear, Scale, slope_at_zero
+from ..operators import Kind, out_of_place
+from ..operators.decompositions import Unwritten, visible
+from ..trees import substitute, tensors_in
+from .constants import added, nothing, replaced
+from .rule import rule
+
+
+def scaled(tensor, divisor):
+    '''Return a view of a tensor whose gradient arrives divided.'''
+    view = tensor.view_as(tensor)
+    view.register_hook(lambda grad: grad / divisor)
+    return view
+
+
+@rule('LRPZero', left_over=added)
+def proportional(call, args=None):
+    '''LRP-0 for anything linear in its operands together: ``g_x = J^T g_z``, which is autograd.'''
+    return _run(call, args)
+
+
+def _run(call, args=None):
+    '''Run a call, if given with other arguments, which nothing is written to.'''
+    if args is None:
+        return call.run()
+    return call.write_back(call.run_out_of_place(args)) if call.inplace else call.run(args)
+
+
+@rule('gradient', left_over=added, moved=replaced)
+def select(call):
+    '''Values are picked and keep their relevance; bounds that are put in their place absorb it.'''
+    return call.run()
+
+
+@rule('gradient', left_over=added, moved=replaced)
+def rearrange(call):
+    '''Values move and keep their relevance. Two that are written to one place would both be credited with it.'''
+    writes = call.operator.writes
+    if writes is not None and call.carries_at((writes.values,)) and not call.accumulates:
+        places = writes.places(*call.args)
+        if places is not None and places.unique().numel() < places.numel():
+            module, line = call.forward.locate()
+            raise UnsupportedOperator(
+                f'module {module!r}: {call.operator.name} writes to one place more than once, so that it is not '
+                f'defined which value stays, and whose relevance it has\n  {line}\n'
+                'write each place once, or add with index_add, scatter_add or index_put(..., accumulate=True)'
+            )
+    return call.run()
+
+
+@rule('Constant', left_over=nothing)
+def constant(call):
+    '''View the result as a constant: its backward pass is never run.'''
+    with torch.no_grad():
+        output = call.run_out_of_place() if call.inplace else call.run()
+    if call.inplace:
+        call.forward.note_gate(call)
+        call.args[0].copy_(output)
+        return call.forward.mark_constant(call.args[0])
+    call.forward.note_gate(call, output)
+    return output
+
+
+@rule('Uniform', left_over=added)
+def uniform(call, args=None):
+    '''Share relevance evenly among the `n` factors of a product: ``g_x = J^T g_z / n``. Of one factor it is LRP-0.'''
+    if len(call.operands) == 1:
+        return proportional(call, args)
+    arguments, positions = call.args if args is None else args, call.operator.factors
+    factors = [tensor for position, arg in enumerate(arguments) if position in positions
+               for tensor in tensors_in(arg) if call.carries(tensor)]
+    if len(factors) < 2:
+        return proportional(call, args)
+    gates = [tensor for tensor in factors if _is_gate(call, tensor)]
+    gates = gates if len(gates) < len(factors) else []
+    divisor = len(factors) - len(gates)
+
+    def factor(tensor):
+        own = tensor.clone() if call.inplace and tensor is call.args[0] else tensor
+        if any(tensor is gate for gate in gates):
+            return own.detach()
+        return scaled(own, divisor) if divisor > 1 and call.carries(tensor) else own
+
+    arguments = tuple(substitute(arg, factor) if position in positions else arg
+                      for position, arg in enumerate(arguments))
+    return _run(call, arguments) if divisor > 1 else proportional(call, arguments)
+
+
+def _is_gate(call, tensor):
+    activation = call.forward.activation_of(tensor)
+    return activation is not None and activation.saturating
+
+
+def steered(call):
+    '''What is linear in all but the operands that steer it, such as a denominator: these are constants.'''
+    steering = call.operator.steered
+    if call.kwargs.get('rounding_mode') is not None:
+        return constant(call)
+    if not call.carries_at(steering):
+        return uniform(call)
+    others = [position for position in range(len(call.args)) if position not in steering]
+    return uniform(call, call.detached(steering)) if call.carries_at(others) else constant(call)
+
+
+@rule('Uniform', left_over=added)
+def product(call):
+    '''The product over a dimension: every one of its entries is a factor.'''
+    tensor, *rest = call.args
+    dim = rest[0] if rest else call.kwargs.get('dim')
+    if call.operator.over == 'prefix':
+        output = call.run_out_of_place()
+        count = torch.arange(1, output.shape[dim] + 1, device=output.device) if output.ndim else 1
+        return call.write_back(scaled(output, count if not output.ndim else along(count, dim, output.ndim)).clone())
+    return call.run((scaled(tensor, tensor.numel() if dim is None else tensor.shape[dim]), *rest))
+
+
+def along(values, dim, ndim):
+    '''Return a vector in the shape in which it broadcasts along one of `ndim` dimensions.'''
+    return values.reshape([-1 if axis == dim % ndim else 1 for axis in range(ndim)])
+
+
+def multiply(call):
+    '''Elementwise products and quotients.'''
+    operator = call.operator
+    if call.carries_at(operator.decomposed_by):
+        return decomposed(call)
+    if operator.over:
+        return product(call)
+    return steered(call) if operator.steered else uniform(call)
+
+
+def _is_number(value):
+    return isinstance(value, Real) or (isinstance(value, torch.Tensor) and value.ndim == 0)
+
+
+def add(call):
+    '''Sums. An activation plus a number does not vanish at zero any more, so it is a gate (elu + 1, 1 + tanh).'''
+    operator = call.operator
+    if operator.trains and _trains(call):
+        raise UnsupportedModule(f'{operator.name} {operator.trains} in training; call model.eval() first')
+    if call.carries_at(operator.decomposed_by):
+        return decomposed(call)
+    if operator.factors:
+        return uniform(call)
+    if len(call.operands) == 1 and call.forward.activation_of(call.operands[0]) and _adds_a_number(call):
+        return constant(call)
+    return proportional(call)
+
+
+def _trains(call):
+    return bool(call.args[2] if len(call.args) > 2 else call.kwargs.get('training', call.kwargs.get('train', False)))
+
+
+def _adds_a_number(call):
+    if not call.operator.pairwise or len(call.args) != 2:
+        return False
+    number = call.args[1] if call.args[0] is call.operands[0] else call.args[0]
+    return _is_number(number) and float(number) != 0.
+
+
+@rule('Identity', left_over=nothing)
+def activation(call):
+    '''Identity rule of an activation with ``a(0) = 0``: ``R_x = R_y``, so ``g_x = g_y * y / x``.'''
+    operator = call.operator
+    if operator.homogeneous:
+        return call.run()
+    if call.operands[0].is_complex():
+        module, line = call.forward.locate()
+        raise UnsupportedOperator(f'module {module!r} calls {operator.name} on a complex tensor, for which there is no '
+                                  f'rule\n  {line}\nwrite it with products, or for real and imaginary part')
+    if not call.carries(call.args[0]) or is_root(call):
+        return constant(call)
+    operand, *rest = call.args
+    if operator.flag is not None:
+        rest = [False if position == operator.flag else arg for position, arg in enumerate(rest, 1)]
+    function = out_of_place(call.func, operator.name) if operator.inplace else call.func
+    kwargs = {key: value for key, value in call.kwargs.items() if key != 'inplace'}
+    slope = slope_at_zero(function, rest, kwargs)
+    return call.write_back(Scale.apply(operand, lambda x: function(x, *rest, **kwargs), slope))
+
+
+def is_root(call):
+    '''Whether a power is none of a number of 1 or more, and so does not vanish at zero in proportion.'''
+    if call.operator.exponent is None:
+        return False
+    exponent = call.args[call.operator.exponent]
+    return not _is_number(exponent) or getattr(exponent, 'requires_grad', False) or float(exponent) < 1.
+
+
+@rule('ConstantDeviation', left_over=added)
+def normalization(call):
+    '''The deviation is a constant; subtracting the mean is linear.'''
+    if call.carries_at(call.operator.decomposed_by):
+        return decomposed(call)
+    x, *rest = call.args
+    if torch.is_autocast_enabled(x.device.type) and x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+        rest = [arg.float() if isinstance(arg, torch.Tensor) else arg for arg in rest]
+    return call.operator.normalize(x, *rest, **call.kwargs)
+
+
+@rule('Constant', left_over=nothing)
+def attention(call):
+    '''Fused attention (of softmax, causal product, delta rule): linear in the values, the rest are gates.'''
+    query, key, value, *rest = call.args
+    if not call.carries(value):
+        return constant(call)
+    rest = [arg.detach() if call.carries(arg) else arg for arg in rest]
+    kwargs = {name: arg.detach() if call.carries(arg) else arg for name, arg in call.kwargs.items()}
+    function = softmax_attention if call.func is functional.scaled_dot_product_attention else call.func
+    return function(query.detach(), key.detach(), value, *rest, **kwargs)
+
+
+def softmax_attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
+    '''Without dropout, whose mask cannot be drawn again, no map needs to be kept.'''
+    if dropout_p:
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    return ConstantAttention.apply(value, query, key, attn_mask, is_causal, scale, enable_gqa)
+
+
+@rule('Constant', left_over=nothing)
+def gate(call):
+    '''A function that does not vanish at zero: a constant. Of ``var_mean`` and ``std_mean`` the mean stays linear.'''
+    linear_outputs = call.operator.linear_outputs
+    if not linear_outputs:
+        return constant(call)
+    return tuple(output if position in linear_outputs else output.detach()
+                 for position, output in enumerate(call.run()))
+
+
+@rule('LRPZero', left_over=added)
+def linear(call):
+    '''Weights times input, as a product of whichever of the two depend on the input.'''
+    if call.operator.steered:
+        return steered(call)
+    if call.func is functional.linear and _may_skip(call):
+        return ConstantLinear.apply(*call.args, *[None] * (3 - len(call.args)))
+    if call.func in _CONVOLUTIONS and _may_skip(call) and _is_dense_convolution(*call.args):
+        return _constant_convolution(call.func, *call.args)
+    return uniform(call)
+
+
+def _may_skip(call):
+    '''Looking for zeros is worth it on a CPU only; autocast computes in another type than its operands have.'''
+    operand = call.args[0]
+    only = len(call.operands) == 1 and call.carries(operand) and not call.kwargs and operand.ndim > 1
+    return only and operand.device.type == 'cpu' and not torch.is_autocast_enabled('cpu') and not operand.is_complex()
+
+
+_CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
+
+
+def _is_dense_convolution(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    return groups == 1 and not isinstance(padding, str) and x.ndim == weight.ndim
+
+
+def _constant_convolution(function, x, weight, bias=None, *settings):
+    return ConstantConvolution.apply(x, weight, bias, function, *settings)
+
+
+@rule(None, left_over=nothing)
+def decomposed(call, rules=None):
+    '''Run what a function consists of under the engine's eyes, where each step follows the rule of its own kind.'''
+    function = call.operator.decomposition or visible(call.func)
+    try:
+        output = call.forward.decompose(function, call.args, call.kwargs, rules)
+    except Unwritten as error:
+        module, line = call.forward.locate()
+        raise UnsupportedOperator(f'module {module!r}: {error}\n  {line}') from error
+    return call.write_back(output)
+
+
+#: The rule of each kind of operator, for operators to which a composite gives none.
+RULES = {
+    Kind.REARRANGE: rearrange, Kind.SELECT: select, Kind.ADD: add, Kind.LINEAR: linear, Kind.EINSUM: uniform,
+    Kind.MULTIPLY: multiply, Kind.SOFTMAX: constant, Kind.ATTENTION: attention, Kind.GATE: gate,
+    Kind.ACTIVATION: activation, Kind.NORMALIZATION: normalization, Kind.COMPOSED: decomposed,
+}
