@@ -1187,13 +1187,6 @@ class ThreeWayEinsum(nn.Module):
         return self.head(torch.einsum('bnd,bne,bne->bd', self.a(x), self.b(x), self.c(x)))
 
 
-def one_hot(output):
-    '''Relevance 1 at one element of each sample of ``output``, another one for each sample.'''
-    flat = torch.zeros_like(output).flatten(1)
-    flat[torch.arange(len(flat)), torch.arange(len(flat)) % flat.shape[1]] = 1
-    return flat.view_as(output)
-
-
 def zero_additive(model, names=('bias', 'pos_embedding', 'cls_token')):
     '''Set every parameter that is added to the stream, known by the end of its name, to zero.'''
     with torch.no_grad():

@@ -5,6 +5,7 @@ from torch import nn
 from zennit.attribution import Gradient
 from zennit.composites import EpsilonPlus
 
+from helpers import assert_closed
 from zennit_attn.attention import PerformerLM
 from zennit_attn.attribution import TokenGradient
 from zennit_attn.canonizers import AttentionCanonizer
@@ -137,7 +138,7 @@ def test_keyword_arguments_and_what_to_select(masked):
     assert relevance[0].abs().min() > 0
     ledger = audit(masked, CPLRP(), input, torch.ones_like, embedding=masked.embedding, select=logits)
     torch.testing.assert_close(ledger.input, relevance.flatten(1).sum(1))
-    assert (ledger.unaccounted.abs() <= 1e-9 * ledger.output.abs()).all()
+    assert_closed(ledger)
     check_explanation(masked, input, embedding=masked.embedding, select=logits)
     assert input['scale'].requires_grad is False
 
@@ -173,5 +174,5 @@ def test_several_inputs_are_one_ledger(make):
         output = model(*leaves)
         parts = torch.autograd.grad(output, leaves, torch.ones_like(output))
     torch.testing.assert_close(ledger.input, sum(part.flatten(1).sum(1) for part in parts))
-    assert (ledger.unaccounted.abs() <= 1e-9 * ledger.output.abs()).all()
+    assert_closed(ledger)
     assert all((part != 0).any() for part in parts)

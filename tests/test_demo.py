@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers import assert_closed
 from zennit_attn.__main__ import main
 from zennit_attn.demo import DEMOS, HELD_OUT_SEED, SHAPES, Samples, digits, scenes
 from zennit_attn.demo.data import inside
@@ -188,7 +189,7 @@ def test_ledgers_close_and_maps_agree_with_them(name):
     model, samples = DEMOS[name].load(), DEMOS[name].held_out(3).to(torch.float64)
     maps = relevance_maps(model, samples.images)
     for method, ledger in ledgers(model, samples.images).items():
-        assert (ledger.unaccounted.abs() <= 1e-9 * ledger.output.abs()).all()
+        assert_closed(ledger)
         torch.testing.assert_close(maps[method].sum(dim=(1, 2)), ledger.input, rtol=1e-9, atol=1e-9)
         with torch.no_grad():
             torch.testing.assert_close(ledger.output, model(samples.images).amax(dim=1))

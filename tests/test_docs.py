@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_house import MODULES, PACKAGE, PUBLIC
-from zoo.models import MODELS
 
+from test_house import MODULES, PACKAGE, PUBLIC
 from zennit_attn import operators
 from zennit_attn.__main__ import main
+from zoo.models import MODELS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / 'docs'

@@ -14,16 +14,13 @@ from inspect import CO_GENERATOR
 
 import pytest
 import torch
-from problems import PROBLEMS, build, one_hot
-from snapshot import Snapshot, assert_restored, changes, equal_maps
 from torch import nn
-from zennit.attribution import Gradient
 from zennit.canonizers import Canonizer
-from zennit.composites import EpsilonPlusFlat, LayerMapComposite
+from zennit.composites import EpsilonPlusFlat
 from zennit.core import RemovableHandle
-from zennit.rules import Epsilon
-from zennit.types import Linear
 
+from helpers import Snapshot, assert_restored, changes, epsilon, equal_maps, one_hot, relevance_of, stock
+from problems import PROBLEMS, build
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnLRP, CPLRPGamma
 from zennit_attn.conservation import audit
@@ -118,14 +115,6 @@ def small(cls, features):
         return cls().double(), torch.randn(2, 3, features, dtype=torch.float64)
 
 
-def epsilon():
-    return LayerMapComposite([(Linear, Epsilon())], canonizers=[AttentionCanonizer()])
-
-
-def stock():
-    return EpsilonPlusFlat(canonizers=[AttentionCanonizer()])
-
-
 SMALL = {'tiny': (Tiny, 3), 'torch': (TinyTorch, 4)}
 COMPOSITES = {'cp_lrp': CPLRP, 'attn_lrp': AttnLRP, 'gamma': lambda: CPLRP(linear_gamma=0.1), 'epsilon': epsilon,
               'stock': stock}
@@ -133,11 +122,6 @@ every_small = pytest.mark.parametrize('name', SMALL)
 #: Where every point is tried, not a sample.
 EXHAUSTIVE = [('torch', 'epsilon')]
 every_composite = pytest.mark.parametrize('composite', COMPOSITES)
-
-
-def explain(model, composite, input):
-    with Gradient(model, composite) as attributor:
-        return attributor(input.clone(), one_hot)[1]
 
 
 def globals_():
@@ -151,7 +135,7 @@ class Bench:
     '''One model, one composite, one action: runs it with faults, and checks what is left.'''
     def __init__(self, action, model, input, make, **options):
         self.action, self.model, self.input, self.make, self.options = action, model, input, make, options
-        self.expected = explain(model, make(), input)
+        self.expected = relevance_of(model, input, make)
         self.before, self.outside = Snapshot(model), globals_()
 
     def points(self):
@@ -179,7 +163,7 @@ class Bench:
         assert globals_() == self.outside, where
         left = changes(self.before, self.model)
         assert not left, f'a fault at {where} leaves {left}'
-        assert equal_maps(explain(self.model, self.make(), self.input), self.expected), where
+        assert equal_maps(relevance_of(self.model, self.input, self.make), self.expected), where
 
 
 @contextmanager
@@ -320,12 +304,12 @@ class Failing(Canonizer):
 def test_forgotten_stock_composite():
     '''A stock composite whose registration failed in a later canonizer leaves nothing once nobody holds it.'''
     model, input = small(*SMALL['tiny'])
-    before, expected = Snapshot(model), explain(model, stock(), input)
+    before, expected = Snapshot(model), relevance_of(model, input, stock)
     with pytest.raises(Fault):
-        explain(model, EpsilonPlusFlat(canonizers=[AttentionCanonizer(), Failing()]), input)
+        relevance_of(model, input, EpsilonPlusFlat(canonizers=[AttentionCanonizer(), Failing()]))
     gc.collect()
     assert_restored(before, model)
-    assert equal_maps(explain(model, stock(), input), expected)
+    assert equal_maps(relevance_of(model, input, stock), expected)
 
 
 def test_what_is_left_behind_is_seen():

@@ -5,14 +5,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from problems import PROBLEMS, build, one_hot
 from torch import nn
 from zennit.attribution import Gradient
-from zennit.composites import COMPOSITES, EpsilonPlusFlat, LayerMapComposite
+from zennit.composites import COMPOSITES, LayerMapComposite
 from zennit.rules import Epsilon
 
+from helpers import one_hot, stock
+from problems import PROBLEMS, build
 from zennit_attn.attribution import TokenGradient
-from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnLRP, AttnLRPGamma
 from zennit_attn.conservation import Audit, Sink, audit
 from zennit_attn.heatmap import (
@@ -519,7 +519,7 @@ def test_ledger_figure_of_an_output_of_zero_and_without_sinks(tmp_path):
 # ---- relevance inside of models --------------------------------------------------------------------------------------
 
 INSIDE = {'attn_lrp': AttnLRP, 'attn_lrp_gamma': AttnLRPGamma,
-          'epsilon_plus_flat': lambda: EpsilonPlusFlat(canonizers=[AttentionCanonizer()])}
+          'epsilon_plus_flat': stock}
 
 
 def passing(model, composite, input, name, at):

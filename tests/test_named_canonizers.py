@@ -7,15 +7,15 @@ from types import ModuleType
 
 import pytest
 import torch
-from attention.helpers import perturbed, published
 from einops import rearrange
-from snapshot import Snapshot, assert_restored, equal_maps
-from test_families import BATCH, DIM, HEADS, LENGTH, Call, explain, fast_weights, one_hot, performer, relative
 from torch import nn
 from zennit.attribution import Gradient
 from zennit.composites import LayerMapComposite
 from zennit.rules import Epsilon, Gamma, WSquare
 
+from attention.helpers import perturbed, published
+from helpers import Snapshot, assert_closed, assert_restored, equal_maps, largest, relative
+from test_families import BATCH, DIM, HEADS, LENGTH, Call, explained, fast_weights, performer
 from zennit_attn import attention as ours
 from zennit_attn.attention import multihead as multihead_room
 from zennit_attn.attention import vit as vit_room
@@ -45,10 +45,6 @@ def noise(*shape):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         return torch.randn(shape, dtype=torch.float64)
-
-
-def assert_closed(ledger):
-    assert (ledger.unaccounted.abs() <= 1e-9 * ledger.output.abs()).all(), str(ledger)
 
 
 # Recognition
@@ -217,12 +213,12 @@ def test_named_ones_combine(canonizers, composite):
         assert ('forward' in model.fast.phi.__dict__) == (FastWeightsCanonizer in canonizers)
         assert hasattr(model.linear, 'canonizer_einsum') == (LinearAttentionCanonizer in canonizers)
     assert_restored(before, model)
-    output, relevance = explain(model, input, lambda: combined)
+    output, relevance = explained(model, input, lambda: combined)
     assert relative(output, expected.detach()) <= 1e-12
-    assert_closed(audit(model, combined, input, one_hot))
+    assert_closed(audit(model, combined, input, largest))
     assert_restored(before, model)
     if set(canonizers) == set(NAMED):
-        assert relative(relevance, explain(model, input, composite)[1]) <= 1e-9
+        assert relative(relevance, explained(model, input, composite)[1]) <= 1e-9
 
 
 @pytest.mark.parametrize('pair', [(ViTCanonizer, ViTCanonizer), (AttentionCanonizer, PerformerCanonizer),
@@ -275,14 +271,14 @@ def test_rule_of_the_projections_is_right_elementwise():
     model, input = seeded(lambda: nn.MultiheadAttention(DIM, HEADS, batch_first=True)), noise(BATCH, LENGTH, DIM)
     call = Call(model, LAYERS['attention'][1])
     rules = [((nn.Linear,), WSquare(stabilizer=1e-6))]
-    relevance = explain(call, input, lambda: LayerMapComposite(rules, canonizers=[MultiheadAttentionCanonizer()]))[1]
+    relevance = explained(call, input, lambda: LayerMapComposite(rules, canonizers=[MultiheadAttentionCanonizer()]))[1]
     with torch.no_grad():
         pairs = zip(model.in_proj_weight.chunk(3), model.in_proj_bias.chunk(3), strict=True)
         q, k, v = ((input @ weight.T + bias).unflatten(-1, (HEADS, -1)).transpose(1, 2) for weight, bias in pairs)
         attention = (q @ k.mT / 2).softmax(-1)
         mixed = (attention @ v).transpose(1, 2).flatten(2)
         projection = model.out_proj.weight, model.out_proj.bias
-        arrived = squares(projection, one_hot(mixed @ projection[0].T + projection[1]))
+        arrived = squares(projection, largest(mixed @ projection[0].T + projection[1]))
         unit = (arrived / (mixed + 1e-9 * mixed.sign())).unflatten(-1, (HEADS, -1)).transpose(1, 2)
         values = (v * (attention.mT @ unit)).transpose(1, 2).flatten(2)
         expected = squares((model.in_proj_weight[2 * DIM:], model.in_proj_bias[2 * DIM:]), values)
@@ -336,12 +332,12 @@ def test_opaque_causal_product_becomes_our_operator(function, canonizer):
     input = noise(BATCH, LENGTH, DIM)
     expected, before, OpaqueProduct.calls = model(input).detach(), Snapshot(model), 0
     composite = CPLRP(canonizers=[canonizer()])
-    output, relevance = explain(model, input, lambda: composite)
-    ledger = audit(model, composite, input, one_hot)
+    output, relevance = explained(model, input, lambda: composite)
+    ledger = audit(model, composite, input, largest)
     assert OpaqueProduct.calls == 0
     assert {row.function for row in ledger.operators} >= {'causal_dot_product'}
     assert relative(output, expected) <= 1e-12
-    assert relative(relevance, explain(reference, input)[1]) <= 1e-12
+    assert relative(relevance, explained(reference, input)[1]) <= 1e-12
     assert_closed(ledger)
     assert_restored(before, model)
     assert equal_maps(model(input), expected)
@@ -355,7 +351,7 @@ def test_opaque_causal_product_that_is_not_known_is_refused(function, canonizer)
     model, _ = opaque(function)
     before = Snapshot(model)
     with pytest.raises(UntrackedTensor, match='fast_attention'):
-        explain(model, noise(BATCH, LENGTH, DIM), lambda: CPLRP(canonizers=[canonizer()]))
+        explained(model, noise(BATCH, LENGTH, DIM), lambda: CPLRP(canonizers=[canonizer()]))
     assert_restored(before, model)
 
 
@@ -374,11 +370,11 @@ def test_published_code_path_of_the_extension(monkeypatch):
     OpaqueProduct.calls = 0
     expected = model(input).detach()
     assert OpaqueProduct.calls == 2
-    output, relevance = explain(model, input)
+    output, relevance = explained(model, input)
     assert OpaqueProduct.calls == 2
     assert relative(output, expected) <= 1e-12
-    assert relative(relevance, explain(reference, input)[1]) <= 1e-12
-    assert_closed(audit(model, CPLRP(), input, one_hot))
+    assert relative(relevance, explained(reference, input)[1]) <= 1e-12
+    assert_closed(audit(model, CPLRP(), input, largest))
 
 
 # Reversible layers
@@ -392,7 +388,7 @@ def test_reversible_layers_whose_own_backward_pass_fails_in_eval_mode():
     before = Snapshot(model)
     reference = seeded(lambda: performer('reference', reversible=True, causal=True))
     reference.load_state_dict(model.state_dict())
-    for actual, expected in zip(explain(model, input), explain(reference, input), strict=True):
+    for actual, expected in zip(explained(model, input), explained(reference, input), strict=True):
         assert relative(actual, expected) <= 1e-12
     assert_restored(before, model)
 

@@ -1,18 +1,17 @@
 '''Every pasted problem under our composites: forward, map, ledger, independence of the samples, precision.'''
 from functools import cache
 
-import oracle
 import pytest
 import torch
-from problems import PROBLEMS, build, one_hot
-from snapshot import Snapshot, assert_restored, equal_maps
 from zennit.attribution import Gradient
 
-from zennit_attn.composites import CPLRP, AttnLRP
+import oracle
+from helpers import COMPOSITES, Snapshot, assert_closed, assert_restored, equal_maps, one_hot, per_sample, relative
+from problems import PROBLEMS, build
+from zennit_attn.composites import CPLRP
 from zennit_attn.conservation import audit
 from zennit_attn.errors import AttributionError
 
-COMPOSITES = {'cp_lrp': (CPLRP, 'constant'), 'attn_lrp': (AttnLRP, 'taylor')}
 TARGETS = {'one_hot': one_hot, 'identity': None}
 
 every_problem = pytest.mark.parametrize('name', PROBLEMS)
@@ -32,15 +31,6 @@ def explained(name, composite):
     with Gradient(model, COMPOSITES[composite][0]()) as attributor:
         output, relevance = attributor(input, one_hot)
     return output.detach(), relevance.detach()
-
-
-def per_sample(tensor):
-    return tensor.detach().flatten(1).sum(1)
-
-
-def relative(left, right):
-    '''The largest difference in units of the largest element.'''
-    return ((left - right).abs().max() / right.abs().max()).item()
 
 
 @every_problem
@@ -83,7 +73,7 @@ def test_ledger_is_closed(name, composite, target):
     ledger = audit(model, COMPOSITES[composite][0](), input, TARGETS[target])
     assert_restored(before, model)
     assert ledger.unaccounted.shape == ledger.output.shape == ledger.input.shape == (len(input),)
-    assert (ledger.unaccounted.abs() <= 1e-9 * ledger.output.abs()).all(), str(ledger)
+    assert_closed(ledger)
 
     expected = model(input) if TARGETS[target] is None else TARGETS[target](model(input))
     assert torch.allclose(ledger.output, per_sample(expected), rtol=1e-12)
@@ -153,7 +143,7 @@ def test_hooks_of_the_user_that_change_values(where):
         output, relevance = attributor(input.clone(), one_hot)
     assert relative(output, expected) <= 1e-12
     assert relative(relevance, oracle.explain(model, input, one_hot)) <= 1e-6
-    assert (ledger.unaccounted.abs() <= 1e-9 * ledger.output.abs()).all(), str(ledger)
+    assert_closed(ledger)
 
 
 @every_composite

@@ -7,16 +7,12 @@ from contextlib import suppress
 from copy import deepcopy
 from zlib import crc32
 
-import oracle
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, seed, settings
-from programs import Block, FeedForward, Pasted, initialized, is_legal, programs, values
-from snapshot import Snapshot, assert_restored
 from torch import nn
 from zennit import rules as stock
-from zennit.attribution import Gradient
 from zennit.composites import (
     EpsilonAlpha2Beta1,
     EpsilonGammaBox,
@@ -26,6 +22,9 @@ from zennit.composites import (
     NameMapComposite,
 )
 
+import oracle
+from helpers import Snapshot, assert_closed, assert_restored, explain, relative
+from programs import Block, FeedForward, Pasted, initialized, is_legal, programs, values
 from zennit_attn import rules as own
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnLRP
@@ -65,12 +64,6 @@ FAMILIES = {
 }
 
 
-def explain(model, composite, input):
-    with Gradient(model, composite) as attributor:
-        output, relevance = attributor(input.clone(), torch.abs)
-    return output.detach(), relevance.detach()
-
-
 def replica(program, input, family):
     '''The map by the replica, or None where it has no word for a rule, or torch cannot trace the program.'''
     rules = program.rules.items()
@@ -90,31 +83,27 @@ def spelled(rule):
     return (name, *(float(argument) for argument in arguments.split(',') if argument))
 
 
-def difference(left, right):
-    return ((left - right).abs().max() / right.abs().max().clamp_min(1e-12)).item()
-
-
 def check(program, family, composite):
     '''Forward, map, ledger, samples and the model itself.'''
     model, input, precision = program.build(), program.input(), program.precision
     with torch.no_grad():
         expected = model(input)
     before = Snapshot(model)
-    output, relevance = explain(model, composite(program), input)
+    output, relevance = explain(model, input, composite(program), torch.abs)
     ledger = audit(model, composite(program), input, torch.abs)
     assert_restored(before, model)
-    assert difference(output, expected) <= 1e-12
+    assert relative(output, expected, 1e-12) <= 1e-12
     with torch.no_grad():
         assert torch.equal(model(input), expected)
     terms = torch.stack([ledger.output, ledger.input, *(sink.relevance for sink in ledger.sinks)]).abs()
     tolerance = LEDGER[precision] * ledger.output.abs() + ROUNDING[precision] * terms.amax(0)
     assert (ledger.unaccounted.abs() <= tolerance).all(), str(ledger)
-    assert difference(ledger.input, relevance.flatten(1).sum(1).double()) <= LEDGER[precision]
+    assert relative(ledger.input, relevance.flatten(1).sum(1).double(), 1e-12) <= LEDGER[precision]
     for index in range(len(input)):
-        alone = explain(model, composite(program), input[index:index + 1])[1]
-        assert difference(alone, relevance[index:index + 1]) <= MAP[precision] * 1e-3
+        alone = explain(model, input[index:index + 1], composite(program), torch.abs)[1]
+        assert relative(alone, relevance[index:index + 1], 1e-12) <= MAP[precision] * 1e-3
     shown = replica(program, input, family)
-    assert shown is None or difference(relevance, shown) <= MAP[precision]
+    assert shown is None or relative(relevance, shown, 1e-12) <= MAP[precision]
     return torch.equal(output, expected)
 
 
@@ -278,13 +267,13 @@ def test_looped_equals_unrolled(layer, composite):
     unrolled = Looped(*([deepcopy(part) for _ in range(3)] for part in shared)).double().eval()
     unrolled.load_state_dict(looped.state_dict())
     input, before = values((2, 3, 6)), Snapshot(looped)
-    output, relevance = explain(looped, composed(), input)
-    expected_output, expected = explain(unrolled, composed(), input)
+    output, relevance = explain(looped, input, composed(), torch.abs)
+    expected_output, expected = explain(unrolled, input, composed(), torch.abs)
     assert torch.equal(output, expected_output)
-    assert difference(relevance, expected) <= 1e-12
+    assert relative(relevance, expected, 1e-12) <= 1e-12
     ledger = audit(looped, composed(), input, torch.abs)
-    assert (ledger.unaccounted.abs() <= 1e-9 * ledger.output.abs()).all(), str(ledger)
+    assert_closed(ledger)
     for index in range(len(input)):
-        alone = explain(looped, composed(), input[index:index + 1])[1]
-        assert difference(alone, relevance[index:index + 1]) <= 1e-9
+        alone = explain(looped, input[index:index + 1], composed(), torch.abs)[1]
+        assert relative(alone, relevance[index:index + 1], 1e-12) <= 1e-9
     assert_restored(before, looped)

@@ -4,13 +4,13 @@ import threading
 
 import pytest
 import torch
-from problems import DIM, TOKENS, Head, build, one_hot
-from snapshot import Snapshot, assert_restored, equal_maps
 from torch import nn
 from zennit.attribution import Gradient
 from zennit.composites import EpsilonPlusFlat, LayerMapComposite
 from zennit.rules import Epsilon, ZPlus
 
+from helpers import Snapshot, assert_closed, assert_restored, equal_maps, explain, one_hot, stock
+from problems import DIM, TOKENS, Head, build
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnLRP
 from zennit_attn.conservation import audit
@@ -84,17 +84,8 @@ def refused(model, call, *patterns, before=None):
     return str(info.value)
 
 
-def explain(model, input, composite=CPLRP, target=one_hot):
-    with Gradient(model, composite()) as attributor:
-        return attributor(input.clone(), target)
-
-
 def audited(model, input, composite=CPLRP, target=one_hot):
     return audit(model, composite(), input.clone(), target)
-
-
-def stock():
-    return EpsilonPlusFlat(canonizers=[AttentionCanonizer()])
 
 
 every_entry = pytest.mark.parametrize('entry', [explain, audited])
@@ -128,7 +119,7 @@ def test_unknown_operator_away_from_the_relevance():
     '''A function without a rule is no matter where its operands carry none.'''
     model, input = host(Code(lambda x: x + torch.linalg.matrix_exp(x.detach()[..., :TOKENS] * 0.1).mean()))
     ledger = audited(model, input)
-    assert (ledger.unaccounted.abs() <= 1e-9 * ledger.output.abs()).all()
+    assert_closed(ledger)
 
 
 def test_unknown_value_of_unknown():
@@ -392,6 +383,6 @@ def test_auxiliary_loss_is_no_obstacle():
     ledger = audit(model, CPLRP(), x, torch.ones_like, select=lambda output: output[0])
     plain = audit(nn.Sequential(model.fc, nn.ReLU(), model.head), CPLRP(), x, torch.ones_like)
     assert torch.allclose(ledger.input, plain.input, rtol=1e-9)
-    assert (ledger.unaccounted.abs() <= 1e-9 * ledger.output.abs()).all()
+    assert_closed(ledger)
     with pytest.raises(NoRelevance, match='mse_loss|cross_entropy'):
         audit(nn.Sequential(model, Last()), CPLRP(), x)

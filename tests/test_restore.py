@@ -5,8 +5,6 @@ import weakref
 
 import pytest
 import torch
-from problems import DIM, TOKENS, Head, LinearAttention, ViTAttention, build, one_hot
-from snapshot import Snapshot, assert_restored, equal_maps
 from torch import nn
 from zennit.attribution import Gradient
 from zennit.canonizers import Canonizer, SequentialMergeBatchNorm
@@ -14,6 +12,8 @@ from zennit.composites import EpsilonPlusFlat, LayerMapComposite
 from zennit.rules import Epsilon, Pass
 from zennit.types import Activation, Linear
 
+from helpers import Snapshot, assert_restored, equal_maps, explain, one_hot, relevance_of, stock
+from problems import DIM, TOKENS, Head, LinearAttention, ViTAttention, build
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnLRP
 from zennit_attn.conservation import audit
@@ -75,10 +75,6 @@ def fused():
     return model, input
 
 
-def stock():
-    return EpsilonPlusFlat(canonizers=[AttentionCanonizer()])
-
-
 def rules_inside():
     return LayerMapComposite([(Activation, Pass()), (Linear, Epsilon())], canonizers=[AttentionCanonizer()])
 
@@ -88,12 +84,7 @@ COMPOSITES = {'cp_lrp': CPLRP, 'attn_lrp': AttnLRP, 'gammas': lambda: CPLRP(line
 every_composite = pytest.mark.parametrize('composite', COMPOSITES.values(), ids=COMPOSITES)
 
 
-def explain(model, composite, input, target=one_hot):
-    with Gradient(model, composite()) as attributor:
-        return attributor(input.clone(), target)[1]
-
-
-def audited(model, composite, input, target=one_hot):
+def audited(model, input, composite, target=one_hot):
     return audit(model, composite(), input.clone(), target)
 
 
@@ -118,15 +109,15 @@ def test_context_changes_something_and_restores_it(composite):
 @pytest.mark.parametrize('stage', ['forward', 'backward'])
 def test_exception_in_a_pass(composite, entry, error, stage):
     model, input = fused()
-    expected = explain(model, composite, input)
+    expected = relevance_of(model, input, composite)
     fuse = model.fuse[0]
     fuse.armed, fuse.error = stage, error
     before = Snapshot(model)
     with pytest.raises(error, match=stage):
-        entry(model, composite, input)
+        entry(model, input, composite)
     assert_restored(before, model)
     fuse.armed = None
-    assert equal_maps(explain(model, composite, input), expected)
+    assert equal_maps(relevance_of(model, input, composite), expected)
 
 
 @every_composite
@@ -134,7 +125,7 @@ def test_exception_in_a_pass(composite, entry, error, stage):
 def test_exception_inside_an_open_context(composite, stage):
     '''The context stays usable after an explanation in it has failed.'''
     model, input = fused()
-    expected, before = explain(model, composite, input), Snapshot(model)
+    expected, before = relevance_of(model, input, composite), Snapshot(model)
     with Gradient(model, composite()) as attributor:
         model.fuse[0].armed = stage
         with pytest.raises(Boom):
@@ -142,22 +133,22 @@ def test_exception_inside_an_open_context(composite, stage):
         model.fuse[0].armed = None
         assert equal_maps(attributor(input.clone(), one_hot)[1], expected)
     assert_restored(before, model)
-    assert equal_maps(explain(model, composite, input), expected)
+    assert equal_maps(relevance_of(model, input, composite), expected)
 
 
 @every_composite
 @every_entry
 def test_exception_in_the_target(composite, entry):
     model, input = fused()
-    expected, before = explain(model, composite, input), Snapshot(model)
+    expected, before = relevance_of(model, input, composite), Snapshot(model)
 
     def target(output):
         raise Boom('target')
 
     with pytest.raises(Boom, match='target'):
-        entry(model, composite, input, target)
+        entry(model, input, composite, target)
     assert_restored(before, model)
-    assert equal_maps(explain(model, composite, input), expected)
+    assert equal_maps(relevance_of(model, input, composite), expected)
 
 
 @every_entry
@@ -165,7 +156,7 @@ def test_wrong_input_shape(entry):
     model, input = fused()
     before = Snapshot(model)
     with pytest.raises(RuntimeError):
-        entry(model, CPLRP, input[..., :-1])
+        entry(model, input[..., :-1], CPLRP)
     assert_restored(before, model)
 
 
@@ -198,16 +189,16 @@ class FailingMap(LayerMapComposite):
 @pytest.mark.parametrize('error', [Boom, Stop])
 def test_exception_in_a_later_canonizer(make, order, error):
     model, input = fused()
-    expected, before = explain(model, make, input), Snapshot(model)
+    expected, before = relevance_of(model, input, make), Snapshot(model)
     canonizers = [cls() for cls in order]
     for canonizer in canonizers:
         canonizer.error = error
-    for attempt in (lambda: explain(model, lambda: make(canonizers=canonizers), input),
-                    lambda: audited(model, lambda: make(canonizers=canonizers), input)):
+    for attempt in (lambda: relevance_of(model, input, lambda: make(canonizers=canonizers)),
+                    lambda: audited(model, input, lambda: make(canonizers=canonizers))):
         with pytest.raises(error, match='apply'):
             attempt()
         assert_restored(before, model)
-    assert equal_maps(explain(model, make, input), expected)
+    assert equal_maps(relevance_of(model, input, make), expected)
 
 
 def test_exception_in_a_later_canonizer_with_merged_batch_norms():
@@ -216,7 +207,7 @@ def test_exception_in_a_later_canonizer_with_merged_batch_norms():
     before = Snapshot(model)
     canonizers = [SequentialMergeBatchNorm(), AttentionCanonizer(), Failing()]
     with pytest.raises(Boom):
-        explain(model, lambda: CPLRP(canonizers=canonizers), torch.randn(2, 3, 6, 6).double())
+        relevance_of(model, torch.randn(2, 3, 6, 6).double(), lambda: CPLRP(canonizers=canonizers))
     assert_restored(before, model)
 
 
@@ -227,13 +218,13 @@ def test_exception_in_a_later_canonizer_with_merged_batch_norms():
 def test_stock_composite_that_fails_to_register(composite):
     '''Stock Zennit leaves canonizers applied when register fails; its own ``remove`` must suffice to restore.'''
     model, input = fused()
-    expected, before = explain(model, stock, input), Snapshot(model)
+    expected, before = relevance_of(model, input, stock), Snapshot(model)
     composite = composite()
     with pytest.raises(Boom):
         composite.register(model)
     composite.remove()
     assert_restored(before, model)
-    assert equal_maps(explain(model, stock, input), expected)
+    assert equal_maps(relevance_of(model, input, stock), expected)
 
 
 def test_forgotten_composite_does_not_block_the_model():
@@ -245,7 +236,7 @@ def test_forgotten_composite_does_not_block_the_model():
     composite.remove()
     del composite
     gc.collect()
-    assert explain(model, CPLRP, input).isfinite().all()
+    assert relevance_of(model, input, CPLRP).isfinite().all()
 
 
 # order of closing, threads, life time
@@ -253,7 +244,7 @@ def test_forgotten_composite_does_not_block_the_model():
 def test_register_twice_and_remove_twice():
     '''Registering an open composite again starts afresh; removing twice is harmless.'''
     model, input = fused()
-    expected, before = explain(model, CPLRP, input), Snapshot(model)
+    expected, before = relevance_of(model, input, CPLRP), Snapshot(model)
     composite = CPLRP()
     composite.register(model)
     composite.register(model)
@@ -266,7 +257,7 @@ def test_register_twice_and_remove_twice():
 
 def test_one_composite_moves_to_another_model():
     (first, _), (second, other) = fused(), build('vit_mean')
-    before, wanted = Snapshot(first), explain(second, CPLRP, other)
+    before, wanted = Snapshot(first), relevance_of(second, other, CPLRP)
     composite = CPLRP()
     composite.register(first)
     composite.register(second)
@@ -290,8 +281,8 @@ def test_changes_made_by_the_user_inside_survive():
 
 def test_explaining_in_another_thread():
     model, input = fused()
-    expected, before, found = explain(model, CPLRP, input), Snapshot(model), []
-    thread = threading.Thread(target=lambda: found.append(explain(model, CPLRP, input)))
+    expected, before, found = relevance_of(model, input, CPLRP), Snapshot(model), []
+    thread = threading.Thread(target=lambda: found.append(relevance_of(model, input, CPLRP)))
     thread.start()
     thread.join(timeout=60)
     assert equal_maps(found[0], expected)
@@ -301,8 +292,8 @@ def test_explaining_in_another_thread():
 def test_training_gradients_are_those_of_an_untouched_model():
     '''After an explanation the model trains as if nothing had happened, and its own hooks still run.'''
     (model, input), (twin, _) = fused(), fused()
-    explain(model, CPLRP, input)
-    audited(model, AttnLRP, input)
+    relevance_of(model, input, CPLRP)
+    audited(model, input, AttnLRP)
     for each in (model, twin):
         each(input).square().sum().backward()
     for (name, param), (_, other) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
@@ -317,14 +308,14 @@ def test_parameters_gather_no_gradient_inside():
         output = model(input)
         output.backward(one_hot(output))
     assert all(param.grad is None for param in model.parameters())
-    assert torch.allclose(input.grad, explain(model, CPLRP, input.detach()), rtol=1e-12)
+    assert torch.allclose(input.grad, relevance_of(model, input.detach(), CPLRP), rtol=1e-12)
 
 
 def test_model_is_freed():
     '''No cycle or registry keeps an explained model alive.'''
     model, input = fused()
-    explain(model, CPLRP, input)
-    audited(model, CPLRP, input)
+    relevance_of(model, input, CPLRP)
+    audited(model, input, CPLRP)
     reference = weakref.ref(model)
     del model
     gc.collect()

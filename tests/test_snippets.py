@@ -1,27 +1,15 @@
 '''Single lines of attention code against the replica: forward, map, ledger, under CP-LRP and AttnLRP.'''
-import oracle
 import pytest
-import snippets
 import torch
-from problems import one_hot
-from snapshot import Snapshot, assert_restored
-from zennit.attribution import Gradient
 
-from zennit_attn.composites import CPLRP, AttnLRP
+import oracle
+import snippets
+from helpers import COMPOSITES, Snapshot, assert_closed, assert_restored, explain, one_hot, relative
+from zennit_attn.composites import CPLRP
 from zennit_attn.conservation import audit
 from zennit_attn.errors import AttributionError
 
-COMPOSITES = {'cp_lrp': (CPLRP, 'constant'), 'attn_lrp': (AttnLRP, 'taylor')}
 every_composite = pytest.mark.parametrize('composite', COMPOSITES)
-
-
-def relative(left, right):
-    return ((left - right).abs().max() / right.abs().max()).item()
-
-
-def explain(model, composite, input):
-    with Gradient(model, COMPOSITES[composite][0]()) as attributor:
-        return attributor(input.clone(), one_hot)
 
 
 def check(snippet, composite, equivalent=None, tolerance=1e-9):
@@ -29,13 +17,13 @@ def check(snippet, composite, equivalent=None, tolerance=1e-9):
     model, input = snippets.build(snippet)
     shown, _ = snippets.build(equivalent or snippet)
     expected, before = model(input), Snapshot(model)
-    output, relevance = explain(model, composite, input)
+    output, relevance = explain(model, input, COMPOSITES[composite][0])
     ledger = audit(model, COMPOSITES[composite][0](), input, one_hot)
     assert_restored(before, model)
     assert relative(output, expected) <= 1e-12
     replica = oracle.explain(shown, input, one_hot, COMPOSITES[composite][1])
     assert relative(relevance, replica) <= 1e-6
-    assert (ledger.unaccounted.abs() <= tolerance * ledger.output.abs()).all(), str(ledger)
+    assert_closed(ledger, tolerance)
 
 
 @every_composite
@@ -74,8 +62,8 @@ def test_odd_snippet_is_refused_by_name_or_conserves(name):
         ledger = audit(model, CPLRP(), input, one_hot)
     except AttributionError:
         with pytest.raises(AttributionError, match=f'(?s)Host.*({name.split()[0]})'):
-            explain(model, 'cp_lrp', input)
+            explain(model, input)
     else:
-        assert (ledger.unaccounted.abs() <= 1e-9 * ledger.output.abs()).all(), str(ledger)
-        assert torch.isfinite(explain(model, 'cp_lrp', input)[1]).all()
+        assert_closed(ledger)
+        assert torch.isfinite(explain(model, input)[1]).all()
     assert_restored(before, model)

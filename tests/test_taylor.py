@@ -1,14 +1,13 @@
 '''The Taylor rule: ledgers with hidden biases closed, whatever the code, and where a composite gives it.'''
 import pytest
-import snippets
 import torch
-from problems import PROBLEMS, build, one_hot
-from snapshot import Snapshot, assert_restored
 from torch import nn
 from torch.overrides import wrap_torch_function
-from zennit.attribution import Gradient
 from zennit.composites import LayerMapComposite, NameMapComposite
 
+import snippets
+from helpers import Snapshot, assert_closed, assert_restored, explain, one_hot
+from problems import PROBLEMS, build
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnTaylor
 from zennit_attn.conservation import audit
@@ -31,18 +30,13 @@ OVERWRITTEN = ('activation += number', 'activation add_ number')
 LINES = {**snippets.SNIPPETS, **{name: line for name, (line, _) in snippets.WRITTEN_OUT.items()}}
 
 
-def explain(model, input, composite):
-    with Gradient(model, composite()) as attributor:
-        return attributor(input.clone(), one_hot)
-
-
 def check(model, input, composite):
     expected, before = model(input), Snapshot(model)
     output, relevance = explain(model, input, composite)
     ledger = audit(model, composite(), input, one_hot)
     assert_restored(before, model)
     assert torch.allclose(output, expected, rtol=1e-12)
-    assert (ledger.unaccounted.abs() <= 1e-9 * ledger.output.abs()).all(), str(ledger)
+    assert_closed(ledger)
     assert torch.allclose(ledger.input.sum(), relevance.sum(), rtol=1e-9)  # some lines mix the samples
 
 

@@ -1,5 +1,87 @@
-'''All that a context could leave behind in a model, taken down so that two moments can be compared.'''
+'''What all tests share: composites, targets, how to explain and compare, a closed ledger, and what is left behind.'''
 import torch
+from zennit.attribution import Gradient
+from zennit.composites import EpsilonPlusFlat, LayerMapComposite
+from zennit.core import Composite
+from zennit.rules import Epsilon
+from zennit.types import Linear
+
+from zennit_attn.canonizers import AttentionCanonizer
+from zennit_attn.composites import CPLRP, AttnLRP
+
+#: Our composites, each with what the replica calls its rule for softmaxes.
+COMPOSITES = {'cp_lrp': (CPLRP, 'constant'), 'attn_lrp': (AttnLRP, 'taylor')}
+
+
+# composites of Zennit
+
+def stock():
+    '''A composite as Zennit has it, over any attention code.'''
+    return EpsilonPlusFlat(canonizers=[AttentionCanonizer()])
+
+
+def epsilon():
+    '''The epsilon rule for linear modules, and ours for the rest.'''
+    return LayerMapComposite([(Linear, Epsilon())], canonizers=[AttentionCanonizer()])
+
+
+# targets
+
+def one_hot(output):
+    '''Relevance 1 at one element of each sample of ``output``, another one for each sample.'''
+    flat = torch.zeros_like(output).flatten(1)
+    flat[torch.arange(len(flat)), torch.arange(len(flat)) % flat.shape[1]] = 1
+    return flat.view_as(output)
+
+
+def largest(output):
+    '''Relevance at the largest element of each sample, so that nothing cancels and a tolerance has a scale.'''
+    flat = output.detach().flatten(1)
+    chosen = torch.zeros_like(flat).scatter_(1, flat.abs().argmax(1, keepdim=True), 1.)
+    return (chosen * flat).view_as(output)
+
+
+# explanations
+
+def explain(model, input, composite=CPLRP, target=one_hot):
+    '''Output and relevance under a composite, or under what makes one.'''
+    composite = composite if isinstance(composite, Composite) else composite()
+    with Gradient(model, composite) as attributor:
+        output, relevance = attributor(input.clone(), target)
+    return output.detach(), relevance.detach()
+
+
+def relevance_of(model, input, composite=CPLRP, target=one_hot):
+    '''Relevance alone.'''
+    return explain(model, input, composite, target)[1]
+
+
+# comparisons
+
+def per_sample(tensor):
+    '''The sum of each sample.'''
+    return tensor.detach().flatten(1).sum(1)
+
+
+def relative(left, right, least=0.):
+    '''The largest difference in units of the largest element, or of ``least`` where all may be zero or missing.'''
+    assert left.shape == right.shape
+    if least and not right.numel():
+        return 0.
+    return ((left - right).abs().max() / right.abs().max().clamp_min(least)).item()
+
+
+def equal_maps(one, other):
+    '''Whether two tensors are equal, up to the order in which a BLAS with several threads adds.'''
+    return one.shape == other.shape and bool((one - other).abs().max() <= 1e-12 * other.abs().max())
+
+
+def assert_closed(ledger, tolerance=1e-9):
+    '''Fail, showing the ledger, unless it closes for every sample.'''
+    assert (ledger.unaccounted.abs() <= tolerance * ledger.output.abs()).all(), str(ledger)
+
+
+# what a context could leave behind
 
 HOOKS = (
     '_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks', '_forward_hooks_with_kwargs',
@@ -9,7 +91,7 @@ HOOKS = (
 
 
 class Snapshot:
-    '''Attributes, children, hooks, parameters, buffers and flags of every module of a model.
+    '''Attributes, children, hooks, parameters, buffers and flags of every module of a model, to compare two moments.
 
     Objects are kept, not just their ids, so that a new object can't take the place of an old one unnoticed.
     '''
@@ -75,8 +157,3 @@ def changes(before, model):
 def assert_restored(before, model):
     '''Fail, saying where, unless ``model`` is as it was at the snapshot ``before``.'''
     assert changes(before, model) == set()
-
-
-def equal_maps(one, other):
-    '''Whether two tensors are equal, up to the order in which a BLAS with several threads adds.'''
-    return one.shape == other.shape and bool((one - other).abs().max() <= 1e-12 * other.abs().max())
