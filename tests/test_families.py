@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from attention.helpers import perturbed, published
+from cases.problems.vision import ViT as PastedViT
 from helpers import Snapshot, assert_closed, assert_restored, equal_maps, explain, largest, relative
-from problems import ViT as PastedViT
 from zennit_attn import attention as ours
 from zennit_attn.attention.fast_weights import FeedForward
 from zennit_attn.attribution import TokenGradient

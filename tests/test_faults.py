@@ -19,8 +19,8 @@ from zennit.canonizers import Canonizer
 from zennit.composites import EpsilonPlusFlat
 from zennit.core import RemovableHandle
 
+from cases.problems import PROBLEMS, build
 from helpers import Snapshot, assert_restored, changes, epsilon, equal_maps, one_hot, relevance_of, stock
-from problems import PROBLEMS, build
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnLRP, CPLRPGamma
 from zennit_attn.conservation import audit

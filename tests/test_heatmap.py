@@ -10,8 +10,8 @@ from zennit.attribution import Gradient
 from zennit.composites import COMPOSITES, LayerMapComposite
 from zennit.rules import Epsilon
 
+from cases.problems import PROBLEMS, build
 from helpers import one_hot, stock
-from problems import PROBLEMS, build
 from zennit_attn.attribution import TokenGradient
 from zennit_attn.composites import CPLRP, AttnLRP, AttnLRPGamma
 from zennit_attn.conservation import Audit, Sink, audit

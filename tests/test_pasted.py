@@ -6,8 +6,8 @@ import torch
 from zennit.attribution import Gradient
 
 import oracle
+from cases.problems import PROBLEMS, build
 from helpers import COMPOSITES, Snapshot, assert_closed, assert_restored, equal_maps, one_hot, per_sample, relative
-from problems import PROBLEMS, build
 from zennit_attn.composites import CPLRP
 from zennit_attn.conservation import audit
 from zennit_attn.errors import AttributionError

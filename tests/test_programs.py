@@ -23,8 +23,8 @@ from zennit.composites import (
 )
 
 import oracle
+from cases.programs import Block, FeedForward, Pasted, initialized, is_legal, programs, values
 from helpers import Snapshot, assert_closed, assert_restored, explain, relative
-from programs import Block, FeedForward, Pasted, initialized, is_legal, programs, values
 from zennit_attn import rules as own
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnLRP

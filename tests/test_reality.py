@@ -20,8 +20,9 @@ from zennit.attribution import Gradient
 from zennit.composites import LayerMapComposite
 from zennit.rules import Epsilon, Pass
 
+from cases.problems import DIM, PROBLEMS, TOKENS, Head, build
+from cases.problems.vision import ViTAttention
 from helpers import Snapshot, assert_closed, assert_restored, changes, epsilon, one_hot, relevance_of, stock
-from problems import DIM, PROBLEMS, TOKENS, Head, ViTAttention, build
 from zennit_attn.attribution import TokenGradient
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnLRP

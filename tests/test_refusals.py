@@ -9,8 +9,8 @@ from zennit.attribution import Gradient
 from zennit.composites import EpsilonPlusFlat, LayerMapComposite
 from zennit.rules import Epsilon, ZPlus
 
+from cases.problems import DIM, TOKENS, Head, build
 from helpers import Snapshot, assert_closed, assert_restored, equal_maps, explain, one_hot, stock
-from problems import DIM, TOKENS, Head, build
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnLRP
 from zennit_attn.conservation import audit

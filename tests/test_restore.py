@@ -12,8 +12,10 @@ from zennit.composites import EpsilonPlusFlat, LayerMapComposite
 from zennit.rules import Epsilon, Pass
 from zennit.types import Activation, Linear
 
+from cases.problems import DIM, TOKENS, Head, build
+from cases.problems.issue import LinearAttention
+from cases.problems.vision import ViTAttention
 from helpers import Snapshot, assert_restored, equal_maps, explain, one_hot, relevance_of, stock
-from problems import DIM, TOKENS, Head, LinearAttention, ViTAttention, build
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnLRP
 from zennit_attn.conservation import audit

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import oracle
-import snippets
+from cases import snippets
 from helpers import COMPOSITES, Snapshot, assert_closed, assert_restored, explain, one_hot, relative
 from zennit_attn.composites import CPLRP
 from zennit_attn.conservation import audit

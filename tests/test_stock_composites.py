@@ -25,8 +25,9 @@ from zennit.rules import Epsilon, Flat, Gamma, Norm, Pass, WSquare, ZBox, ZPlus
 from zennit.torchvision import ResNetCanonizer
 from zennit.types import Activation, AvgPool, BatchNorm, Linear
 
+from cases.problems import build, perturb, zero_additive
+from cases.problems.issue import LinearAttention
 from helpers import Snapshot, assert_closed, assert_restored, changes, equal_maps, explain, one_hot, relative
-from problems import LinearAttention, build, perturb, zero_additive
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnLRP
 from zennit_attn.conservation import audit

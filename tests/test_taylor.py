@@ -5,9 +5,9 @@ from torch import nn
 from torch.overrides import wrap_torch_function
 from zennit.composites import LayerMapComposite, NameMapComposite
 
-import snippets
+from cases import snippets
+from cases.problems import PROBLEMS, build
 from helpers import Snapshot, assert_closed, assert_restored, explain, one_hot
-from problems import PROBLEMS, build
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnTaylor
 from zennit_attn.conservation import audit
