@@ -1,4 +1,6 @@
 '''What all tests share: composites, targets, how to explain and compare, a closed ledger, and what is left behind.'''
+from functools import cache
+
 import torch
 from zennit.attribution import Gradient
 from zennit.composites import EpsilonPlusFlat, LayerMapComposite
@@ -6,6 +8,7 @@ from zennit.core import Composite
 from zennit.rules import Epsilon
 from zennit.types import Linear
 
+from cases.problems import build
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnLRP
 
@@ -54,6 +57,12 @@ def explain(model, input, composite=CPLRP, target=one_hot):
 def relevance_of(model, input, composite=CPLRP, target=one_hot):
     '''Relevance alone.'''
     return explain(model, input, composite, target)[1]
+
+
+@cache
+def explained(name, composite):
+    '''Output and relevance of a pasted problem under one of ``COMPOSITES``.'''
+    return explain(*build(name), COMPOSITES[composite][0])
 
 
 # comparisons

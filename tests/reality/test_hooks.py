@@ -1,7 +1,13 @@
 '''The user's own hooks: those that look, and those that change something.'''
 import pytest
+from zennit.attribution import Gradient
 
-from helpers import epsilon, relevance_of, stock
+import oracle
+from cases.problems import build
+from helpers import assert_closed, epsilon, one_hot, relative, relevance_of, stock
+from zennit_attn.composites import CPLRP
+from zennit_attn.conservation import audit
+from zennit_attn.errors import AttributionError
 
 from .helpers import Around, check, data, every_composite, expected, fresh, refused
 
@@ -56,3 +62,26 @@ def test_tensor_hooks(make):
     assert seen
     model = watched(lambda grad: grad / 2)
     refused(lambda: relevance_of(model, data(), make), 'tensor hook', 'test_hooks.py', model=model)
+
+
+@pytest.mark.parametrize('where', ['root', 'root before', 'inside', 'inside before'])
+def test_hooks_of_the_user_that_change_values(where):
+    '''What the user's own hooks compute is explained too, or refused; never left out in silence.'''
+    model, input = build('swiglu')
+    module = model.w2 if where.startswith('inside') else model
+    if where.endswith('before'):
+        module.register_forward_pre_hook(lambda module, args: (args[0] * 2 + 0.5,))
+    else:
+        module.register_forward_hook(lambda module, args, output: output * 2 + 0.5)
+    expected = model(input)
+    try:
+        ledger = audit(model, CPLRP(), input, one_hot)
+    except AttributionError:
+        with pytest.raises(AttributionError, match='hook'), Gradient(model, CPLRP()) as attributor:
+            attributor(input.clone(), one_hot)
+        return
+    with Gradient(model, CPLRP()) as attributor:
+        output, relevance = attributor(input.clone(), one_hot)
+    assert relative(output, expected) <= 1e-12
+    assert relative(relevance, oracle.explain(model, input, one_hot)) <= 1e-6
+    assert_closed(ledger)
