@@ -1,10 +1,9 @@
 '''Random programs under our composites and under stock rules, and by name what they have found.
 
-``pytest tests/test_programs.py --programs 20000`` checks that many fresh ones. What fails is printed as source.
+``pytest tests/map/test_programs.py --programs 20000`` checks that many fresh ones. What fails is printed as source.
 '''
 from collections import Counter
 from contextlib import suppress
-from copy import deepcopy
 from zlib import crc32
 
 import pytest
@@ -13,18 +12,11 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, seed, settings
 from torch import nn
 from zennit import rules as stock
-from zennit.composites import (
-    EpsilonAlpha2Beta1,
-    EpsilonGammaBox,
-    EpsilonPlusFlat,
-    LayerMapComposite,
-    MixedComposite,
-    NameMapComposite,
-)
+from zennit.composites import LayerMapComposite, MixedComposite, NameMapComposite
 
 import oracle
-from cases.programs import Block, FeedForward, Pasted, initialized, is_legal, programs, values
-from helpers import Snapshot, assert_closed, assert_restored, explain, relative
+from cases.programs import Pasted, is_legal, programs
+from helpers import Snapshot, assert_restored, explain, relative
 from zennit_attn import rules as own
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnLRP
@@ -207,73 +199,3 @@ def test_replica_sees_a_wrong_rule():
     check(case, 'rules', by_rules)
     with pytest.raises(AssertionError):
         check(case, 'rules', lambda program: CPLRP())
-
-
-# modules called more than once
-
-class Looped(nn.Module):
-    '''A transformer whose layers may be one and the same, as in ALBERT.'''
-    def __init__(self, layers, norms, heads):
-        super().__init__()
-        self.stem = nn.Conv1d(3, 3, 1)
-        self.embed, self.positions = nn.Linear(6, 4), nn.Parameter(torch.empty(3, 4))
-        self.layers, self.norms, self.heads = nn.ModuleList(layers), nn.ModuleList(norms), nn.ModuleList(heads)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x):
-        x = self.embed(self.stem(x)) + self.positions
-        for layer, norm, head in zip(self.layers, self.norms, self.heads, strict=True):
-            x = norm(layer(x))
-            x = F.gelu(head(x)) + x
-        return self.head(x.mean(1))
-
-
-class Attention(nn.Module):
-    '''Multi-head attention and a feed-forward layer by modules.'''
-    def __init__(self):
-        super().__init__()
-        self.attn, self.norm = nn.MultiheadAttention(4, 2, batch_first=True), nn.LayerNorm(4)
-        self.feedforward = FeedForward(4)
-
-    def forward(self, x):
-        x = x + self.attn(*[self.norm(x)] * 3, need_weights=False)[0]
-        return x + self.feedforward(x)
-
-
-LAYERS = {
-    'looped ViT': lambda: Block(4),
-    'ALBERT': Attention,
-    'encoder layer': lambda: nn.TransformerEncoderLayer(4, 2, 5, batch_first=True),
-    'Linear': lambda: nn.Linear(4, 4),
-    'Linear and activation': lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU()),
-    'convolution over tokens': lambda: nn.Conv1d(3, 3, 3, padding=1),
-}
-STOCK = {
-    'epsilon_plus_flat': EpsilonPlusFlat,
-    'epsilon_gamma_box': lambda canonizers: EpsilonGammaBox(low=-3., high=3., canonizers=canonizers),
-    'epsilon_alpha2_beta1': EpsilonAlpha2Beta1,
-}
-
-
-@pytest.mark.parametrize('composite', STOCK)
-@pytest.mark.parametrize('layer', LAYERS)
-def test_looped_equals_unrolled(layer, composite):
-    '''Modules called three times give the map of a model with a copy for each call.'''
-    def composed():
-        return STOCK[composite](canonizers=[AttentionCanonizer()])
-
-    shared = LAYERS[layer](), nn.LayerNorm(4), nn.Linear(4, 4)
-    looped = initialized(Looped(*([part] * 3 for part in shared)))
-    unrolled = Looped(*([deepcopy(part) for _ in range(3)] for part in shared)).double().eval()
-    unrolled.load_state_dict(looped.state_dict())
-    input, before = values((2, 3, 6)), Snapshot(looped)
-    output, relevance = explain(looped, input, composed(), torch.abs)
-    expected_output, expected = explain(unrolled, input, composed(), torch.abs)
-    assert torch.equal(output, expected_output)
-    assert relative(relevance, expected, 1e-12) <= 1e-12
-    ledger = audit(looped, composed(), input, torch.abs)
-    assert_closed(ledger)
-    for index in range(len(input)):
-        alone = explain(looped, input[index:index + 1], composed(), torch.abs)[1]
-        assert relative(alone, relevance[index:index + 1], 1e-12) <= 1e-9
-    assert_restored(before, looped)
