@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from zennit_attn.operators import NAMES, TABLE, Kind, base_name, lookup
 from zennit_attn.refusals import GROUPS, REASONS, UNKNOWN, reason
 
-DOCS = Path(__file__).parent.parent / 'docs'
+DOCS = Path(__file__).parents[2] / 'docs'
 KINDS = {name: kind for kind, names in NAMES.items() for name in names.split()}
 SPACES = (torch.nn.functional, torch.special, torch.fft, torch.linalg)
 FUNCTIONS = [function for functions in get_overridable_functions().values() for function in functions]

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from test_house import MODULES, PACKAGE, PUBLIC
 from zennit_attn import operators
 from zennit_attn.__main__ import main
 from zoo.models import MODELS
 
-ROOT = Path(__file__).parent.parent
+from .test_house import MODULES, PACKAGE, PUBLIC
+
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / 'docs'
 ROOMS = [room for room in [*PUBLIC, 'attention', 'operators'] if f'{PACKAGE}.{room}' in MODULES]
 PAGES = sorted(path for pattern in ('*.md', '*.rst') for path in DOCS.rglob(pattern)

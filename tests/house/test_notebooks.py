@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[1] / 'notebooks'
+FOLDER = Path(__file__).parents[2] / 'notebooks'
 NOTEBOOKS = sorted(FOLDER.glob('*.ipynb'))
 NAMES = ['1-linear-attention', '2-multi-head-attention', '3-vit', '4-performer', '5-fast-weights', '6-your-own-code']
 #: Bytes of all of them: figures have to stay small.

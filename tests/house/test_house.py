@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGE = 'zennit_attn'
 README = (ROOT / 'README.md').read_text()
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
