@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+pytest.register_assert_rewrite('helpers', *(f'{room}.helpers' for room in 'attention cli reality refusal'.split()))
 torch.set_num_threads(1)
 
 

@@ -4,9 +4,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from snapshot import Snapshot, assert_restored
 from zennit.attribution import Gradient
 
+from helpers import Snapshot, assert_closed, assert_restored, largest
 from zennit_attn.conservation import audit
 from zennit_attn.engine.domains import ToGradient
 
@@ -38,13 +38,6 @@ def built(name):
     return model, torch.randn(published.shape, dtype=torch.float64)
 
 
-def largest(output):
-    '''Relevance at the largest element of each sample, so that nothing cancels and the tolerance has a scale.'''
-    flat = output.detach().flatten(1)
-    chosen = torch.zeros_like(flat).scatter_(1, flat.abs().argmax(1, keepdim=True), 1.)
-    return (chosen * flat).view_as(output)
-
-
 def tolerance(name, composite):
     '''How far the ledger may be open, in units of the output's relevance.'''
     single = MODELS[name].single
@@ -72,7 +65,7 @@ def check(name, composite, options):
     assert torch.allclose(ledger.output, largest(expected).double().flatten(1).sum(1), rtol=1e-9)
     scale = relevance.abs().flatten(1).sum(1)
     assert ((ledger.input - relevance.flatten(1).sum(1)).abs() <= tolerance(name, composite) * scale).all()
-    assert (ledger.unaccounted.abs() <= tolerance(name, composite) * ledger.output.abs()).all(), str(ledger)
+    assert_closed(ledger, tolerance(name, composite))
 
 
 def cases(wanted):

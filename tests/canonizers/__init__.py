@@ -1,0 +1,1 @@
+'''Named canonizers: whom they recognise, what they add, and how they combine.'''

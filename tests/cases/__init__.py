@@ -1,0 +1,1 @@
+'''What tests explain: pasted problems, single lines, random programs, attention families.'''

@@ -1,0 +1,121 @@
+'''Code beside the same in other words, where mistakes were found by looking for them.'''
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention.bias import causal_upper_left
+
+MASK = torch.tensor([[1, 0, 0, 1, 0]], dtype=torch.bool).expand(5, 5)
+
+
+class Host(nn.Module):
+    '''Linear, the code beside a residual, classifier.'''
+    def __init__(self, code):
+        super().__init__()
+        self.code = code
+        self.fc, self.fc2, self.head = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 4)
+        self.relu, self.inner = nn.ReLU(inplace=True), Inner()
+        self.v = nn.Parameter(torch.randn(12))
+        self.register_buffer('pos', torch.randn(1, 5, 12))
+
+    def forward(self, x):
+        y = self.fc(x)
+        return self.head((y + self.code(self, y)).mean(dim=1))
+
+
+class Inner(nn.Module):
+    '''A module with code of its own, over whose children others walk.'''
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 12), nn.Linear(12, 12)
+
+    def forward(self, x):
+        return self.second(self.first(x).softmax(-1) * x)
+
+
+def build(code):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Host(code).double().eval(), torch.randn(3, 5, 12, dtype=torch.float64)
+
+
+def reversed_list(m, y):
+    parts = [m.fc2(y), y]
+    z = torch.stack(parts, 2)
+    parts.reverse()
+    return m.fc2(z.sum(2) - 2 * z[:, :, 1])
+
+
+def moved_index(m, y):
+    index = [0, 1, 2, 3, 4]
+    z = m.fc2(y)[:, index]
+    index.reverse()
+    return m.fc2(z)
+
+
+def before_activation(m, y):
+    z = m.fc2(y)
+    return z + m.fc(m.relu(z))
+
+
+def walked(m, y):
+    for _, child in m.inner.named_children():
+        y = child(y)
+    return y * len(list(m.inner.modules())) + list(m.inner.children())[-1](y)
+
+
+def written(buffer, view, y):
+    view(buffer).add_(y)
+    return buffer
+
+
+def foreign(m, y):
+    weight = nn.Parameter(torch.ones(12, dtype=y.dtype))
+    weight.data = torch.full((12,), 2., dtype=y.dtype)
+    return y * weight
+
+
+def overwritten(m, y):
+    scores = y @ y.mT
+    weights = scores.softmax(-1)
+    scores.zero_()
+    return weights @ y
+
+
+# Each with the same in other words.
+PAIRS = {
+    'list reversed': (reversed_list, lambda m, y: m.fc2(m.fc2(y) - y)),
+    'index reversed': (moved_index, lambda m, y: m.fc2(m.fc2(y) * 1)),
+    'gate in place, masked': (lambda m, y: (y @ m.fc2(y).mT).exp_().masked_fill_(MASK, 0.) @ y,
+                              lambda m, y: (y @ m.fc2(y).mT).exp().masked_fill(MASK, 0.) @ y),
+    'gate in place, times': (lambda m, y: m.fc2(y).sigmoid_().mul_(y), lambda m, y: m.fc2(y).sigmoid() * y),
+    'gate in place, plus': (lambda m, y: m.fc2(y).sigmoid_().add_(y), lambda m, y: m.fc2(y).sigmoid() + y),
+    'gate in place, unsqueezed': (lambda m, y: (m.fc2(y).sigmoid_().unsqueeze_(-1) * y[..., None])[..., 0],
+                                  lambda m, y: m.fc2(y).sigmoid() * y),
+    'filled': (lambda m, y: m.fc2(y).fill_(.5) * y, lambda m, y: torch.full_like(y, .5) * y),
+    'copied': (lambda m, y: m.fc2(y).copy_(m.v) * y, lambda m, y: m.v * y),
+    'tanh in place, scaled': (lambda m, y: torch.tanh(m.fc2(y)).mul_(.5).add_(.5) * y,
+                              lambda m, y: (torch.tanh(m.fc2(y)) * .5 + .5) * y),
+    'walked': (walked, lambda m, y: (lambda z: 3 * z + m.inner.second(z))(m.inner.second(m.inner.first(y)))),
+    'causal bias': (lambda m, y: F.scaled_dot_product_attention(y, y, y, causal_upper_left(5, 5)),
+                    lambda m, y: F.scaled_dot_product_attention(y, y, y, is_causal=True)),
+    'mask of one axis': (lambda m, y: F.scaled_dot_product_attention(y, y, y, MASK[0]),
+                         lambda m, y: F.scaled_dot_product_attention(y, y, y, MASK[:1])),
+    'foreign parameter': (foreign, lambda m, y: y * 2.),
+    'where by keyword': (lambda m, y: torch.where(condition=y > 0, input=y, other=m.fc2(y)),
+                         lambda m, y: torch.where(y > 0, y, m.fc2(y))),
+    'conditional norm': (
+        lambda m, y: F.batch_norm(y.mT, m.pos[0, 0], m.pos[0, 1] ** 2 + 1, y.mean((0, 1)), y.amax((0, 1))).mT,
+        lambda m, y: F.batch_norm(y.mT, m.pos[0, 0], m.pos[0, 1] ** 2 + 1).mT * y.mean((0, 1)) + y.amax((0, 1))),
+    'bilinear sum': (lambda m, y: torch.trapezoid(y, m.fc2(y), dim=1)[:, None].expand_as(y),
+                     lambda m, y: (m.fc2(y).diff(dim=1) * (y[:, 1:] / 2 + y[:, :-1] / 2)).sum(1, True).expand_as(y)),
+    'power of two': (lambda m, y: torch.ldexp(m.fc2(y), y), lambda m, y: m.fc2(y) * torch.exp2(y)),
+    'products by keyword': (lambda m, y: torch.linalg.multi_dot(tensors=[y[0], m.fc2(y)[0].mT, y[0]]).expand_as(y),
+                            lambda m, y: torch.linalg.multi_dot([y[0], m.fc2(y)[0].mT, y[0]]).expand_as(y)),
+    'new of old code': (lambda m, y: y.new(3, 5, 12).zero_() + y, lambda m, y: y * 1.),
+    'scores overwritten': (overwritten, lambda m, y: (y @ y.mT).softmax(-1) @ y),
+    'softmax of old default': (lambda m, y: F.softmax(y, _stacklevel=5) * y, lambda m, y: F.softmax(y, 0) * y),
+    'written through a view': (lambda m, y: written(m.pos.repeat(3, 1, 1), lambda b: b[:, 1:], m.fc2(y)[:, 1:]),
+                               lambda m, y: m.pos + F.pad(m.fc2(y)[:, 1:], (0, 0, 1, 0))),
+    'written by narrow': (lambda m, y: written(m.pos.repeat(3, 1, 1), lambda b: b.narrow(1, 2, 2), y[:, :2]),
+                          lambda m, y: m.pos + F.pad(y[:, :2], (0, 0, 2, 1))),
+}

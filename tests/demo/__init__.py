@@ -1,0 +1,1 @@
+'''The demo: its data, its trained models, its explanations and its command.'''

@@ -1,0 +1,1 @@
+'''Heatmaps: sums, shares and colours whose answers are known, and what figures say.'''

@@ -1,0 +1,1 @@
+'''Single steps of the backward pass against autograd and their formulas.'''

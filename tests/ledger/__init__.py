@@ -1,0 +1,1 @@
+'''The ledger closes, and its sinks are named.'''

@@ -1,0 +1,59 @@
+'''Code that says the same in other words has the same map.'''
+import pytest
+import torch
+from torch import nn
+from zennit.composites import LayerMapComposite
+from zennit.rules import Epsilon, Pass
+
+from cases.pairs import PAIRS, before_activation, build
+from helpers import Snapshot, assert_closed, assert_restored, explain, one_hot, stock
+from zennit_attn.canonizers import AttentionCanonizer
+from zennit_attn.composites import CPLRP, AttnLRP
+from zennit_attn.conservation import audit
+
+COMPOSITES = {'cp_lrp': CPLRP, 'attn_lrp': AttnLRP, 'stock': stock,
+              'pass': lambda: CPLRP(layer_map=[(nn.ReLU, Pass())])}
+
+
+@pytest.mark.filterwarnings('ignore:Implicit dimension choice')
+@pytest.mark.parametrize('name', PAIRS)
+@pytest.mark.parametrize('composite', COMPOSITES)
+def test_equal_to_the_same_in_other_words(name, composite):
+    (model, input), (other, _) = (build(code) for code in PAIRS[name])
+    expected, before = model(input), Snapshot(model)
+    output, relevance = explain(model, input, COMPOSITES[composite])
+    ledger = audit(model, COMPOSITES[composite](), input, one_hot)
+    assert_restored(before, model)
+    assert torch.allclose(output, expected, rtol=1e-9)
+    assert torch.allclose(relevance, explain(other, input, COMPOSITES[composite])[1], rtol=1e-5, atol=1e-7)
+    if composite != 'stock':  # whose own stabilizers are larger
+        assert_closed(ledger)
+
+
+@pytest.mark.parametrize('composite', COMPOSITES)
+def test_module_in_place_before_a_residual(composite):
+    model, input = build(before_activation)
+    expected = model(input)
+    output, relevance = explain(model, input, COMPOSITES[composite])
+    model.relu.inplace = False
+    model.code = lambda m, y: (lambda z: z + m.fc(z))(m.relu(m.fc2(y)))
+    assert torch.allclose(output, expected, rtol=1e-9)
+    assert torch.allclose(relevance, explain(model, input, COMPOSITES[composite])[1], rtol=1e-5, atol=1e-7)
+
+
+def test_conjugates_behind_a_rule():
+    class Conjugate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x):
+            z = torch.view_as_complex(x.unflatten(-1, (2, 2))).conj().resolve_conj()
+            return self.head(torch.view_as_real(z).flatten(1))
+
+    torch.manual_seed(0)
+    model, x = Conjugate().double(), torch.randn(3, 4, dtype=torch.float64)
+
+    def epsilon():
+        return LayerMapComposite([(nn.Linear, Epsilon(1e-12))], canonizers=[AttentionCanonizer(stabilizer=1e-12)])
+    assert torch.allclose(explain(model, x, epsilon)[1], explain(model, x, CPLRP)[1], rtol=1e-6)

@@ -1,0 +1,160 @@
+'''Recomputation, copies, threads, compilers and other runtimes.'''
+import copy
+import io
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from helpers import Snapshot, assert_restored, changes, epsilon, one_hot, relevance_of, stock
+from zennit_attn.composites import CPLRP
+
+from .helpers import Around, Model, check, close, data, every_composite, expected, explain_call, fresh, refused
+
+
+@pytest.mark.parametrize('make', [CPLRP, stock])
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_checkpointing_inside(make, reentrant):
+    model = Around(lambda body, x: checkpoint(body, x, use_reentrant=reentrant))
+    refused(lambda: relevance_of(model, data(), make), 'checkpoint', 'gradient_checkpointing_disable', model=model)
+
+
+@every_composite
+def test_checkpointing_of_the_whole_model(make):
+    '''A reentrant one runs the whole explanation in the backward pass, which is right; the other is refused.'''
+    model, x = fresh(), data().requires_grad_()
+    with make().context(model):
+        output = checkpoint(model, x, use_reentrant=True)
+        output.backward(one_hot(output))
+    close(x.grad, expected(make))
+    refused(lambda: explain_call(model, make, lambda model: checkpoint(model, x, use_reentrant=False), x),
+            'checkpoint', model=model)
+
+
+@every_composite
+@pytest.mark.parametrize('part', [lambda model: model, lambda model: model.attn, nn.Sequential])
+def test_copies_in_an_open_context(make, part):
+    '''Not a copy that explains for ever, or that runs the original.'''
+    model = fresh()
+    with make().context(model):
+        open_ = Snapshot(model)
+        for attempt in (copy.deepcopy, pickle.dumps, lambda module: torch.save(module, io.BytesIO())):
+            refused(lambda attempt=attempt: attempt(part(model)), 'outside of the context')
+        assert_restored(open_, model)
+    check(model, make, expected(make))
+    check(copy.deepcopy(model), make, expected(make))
+
+
+@every_composite
+def test_shallow_copies_and_replicas(make):
+    model = fresh()
+    with make().context(model):
+        refused(model._replicate_for_data_parallel, 'replicated')
+        refused(model.attn._replicate_for_data_parallel, 'replicated')
+        refused(lambda: copy.copy(model), 'copied')
+    check(model, make, expected(make))
+
+
+@every_composite
+def test_data_parallel(make):
+    '''Without several devices it only passes on; with them it is refused.'''
+    model = nn.DataParallel(fresh())
+    check(model, make, expected(make))
+    model.device_ids = [0, 1]
+    refused(lambda: relevance_of(model, data(), make), 'model.module', 'threads', model=model)
+
+
+@every_composite
+@pytest.mark.parametrize(('part', 'word'), [
+    (lambda body, x: body.embed(x), 'another thread'), (lambda body, x: x.tanh() * 2, 'requires a gradient')])
+def test_threads_inside(make, part, word):
+    '''A model that runs parts in threads of its own, where no function is seen.'''
+    def parallel(body, x):
+        with ThreadPoolExecutor() as pool:
+            return body(pool.submit(part, body, x).result())
+    model = Around(parallel)
+    refused(lambda: relevance_of(model, data(), make), word, model=model)
+
+
+@pytest.mark.parametrize('make', [CPLRP, stock])
+@pytest.mark.filterwarnings('ignore:The .grad attribute')
+def test_compiled(make):
+    model = fresh()
+    function = torch.compile(lambda x: torch.relu(x) * x.sigmoid(), backend='eager')
+
+    class Compiled(Model):
+        forward = torch.compile(Model.forward, backend='eager')
+    for each in (torch.compile(model, backend='eager'), fresh(Compiled)):
+        refused(lambda each=each: relevance_of(each, data(), make), 'compiled', 'original module', model=model)
+    with pytest.raises(Exception, match='module .body. calls|InternalTorchDynamoError|Dynamo|user code'):  # noqa: PT011
+        relevance_of(Around(lambda body, x: body(function(x)), model), data(), make)
+    torch._dynamo.reset()
+    check(torch.compile(model, backend='eager')._orig_mod, make, expected(make))
+
+
+@pytest.mark.parametrize('make', [CPLRP, stock])
+def test_compiling_an_open_model(make):
+    '''An error, whatever its text, and no silent gradient.'''
+    model = fresh()
+    before = Snapshot(model)
+    with pytest.raises(Exception), make().context(model):  # noqa: B017, PT011
+        torch.compile(model, backend='eager')(data().requires_grad_())
+    torch._dynamo.reset()
+    assert changes(before, model) <= {('', 'attributes', '_is_torch_compile')}, 'more than what torch.compile sets'
+    check(model, make, expected(make))
+
+
+@pytest.mark.parametrize('make', [CPLRP, stock])
+@pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::torch.jit.TracerWarning')
+def test_torchscript(make):
+    @torch.jit.script
+    def scripted(x):
+        return torch.relu(x) * x
+    model = Around(lambda body, x: body(scripted(x)))
+    refused(lambda: relevance_of(model, data(), make), 'body.embed', 'TorchScript', model=model)
+    with make().context(model.body):
+        refused(lambda: torch.jit.trace(model.body, data().requires_grad_()), 'torch.jit.trace')
+
+
+@pytest.mark.parametrize('make', [CPLRP, stock])
+@pytest.mark.parametrize('transform', [
+    lambda model, x: torch.func.vjp(model, x), lambda model, x: torch.func.grad(lambda x: model(x).sum())(x),
+    lambda model, x: torch.func.vmap(lambda x: model(x[None]))(x), lambda model, x: torch.func.jvp(model, (x,), (x,)),
+])
+def test_transforms_of_an_open_model(make, transform):
+    model = fresh()
+
+    def attempt():
+        with make().context(model):
+            transform(model, data())
+    refused(attempt, 'torch.func', 'torch.autograd.grad', model=model)
+    check(model, make, expected(make))
+
+
+@pytest.mark.parametrize('make', [CPLRP, stock])
+@pytest.mark.parametrize('function', [
+    lambda x: torch.vmap(lambda t: t * 2 + t.relu())(x), lambda x: x + torch.func.grad(lambda t: (t ** 2).sum())(x)])
+def test_transforms_inside(make, function):
+    model = Around(lambda body, x: body(function(x)))
+    refused(lambda: relevance_of(model, data(), make), 'requires a gradient', model=model)
+
+
+@every_composite
+def test_functional_call(make):
+    model = fresh()
+    parameters = {name: parameter.detach() * 2 for name, parameter in model.named_parameters()}
+    twin = fresh()
+    twin.load_state_dict(parameters)
+    x = data().requires_grad_()
+
+    def attempt():
+        return explain_call(model, make, lambda model: torch.func.functional_call(model, parameters, (x,)), x)
+    if make in (stock, epsilon):
+        refused(attempt, 'other parameters', 'functional_call', model=model)
+    else:
+        close(attempt()[0], relevance_of(twin, data(), make))
+    check(Around(lambda body, x: torch.func.functional_call(body, dict(body.named_parameters()), (x,))), make,
+          expected(make))

@@ -1,0 +1,117 @@
+'''Inputs and outputs without relevance.'''
+import pytest
+import torch
+from torch import nn
+from zennit.attribution import Gradient
+
+from cases.problems import DIM, TOKENS, Head, build
+from helpers import Snapshot, assert_closed, assert_restored, explain, one_hot
+from zennit_attn.composites import CPLRP, AttnLRP
+from zennit_attn.conservation import audit
+from zennit_attn.errors import AttributionError, NoRelevance
+
+from .helpers import SHAPE, Plain, audited, every_entry, host, refused
+
+
+@every_entry
+@pytest.mark.parametrize('final', ['softmax', 'sigmoid', 'log_softmax'])
+def test_final_gate(entry, final):
+    class Probabilities(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = Plain()
+
+        def forward(self, x):
+            x = self.body(x).mean(1)
+            return x.sigmoid() if final == 'sigmoid' else getattr(torch, final)(x, dim=-1)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, input = Probabilities().double(), torch.randn(SHAPE).double()
+    refused(model, lambda: entry(model, input), 'Probabilities', final, 'logits')
+
+
+def test_final_softmax_module():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, input = nn.Sequential(nn.Linear(DIM, 4), nn.Softmax(dim=-1)).double(), torch.randn(3, DIM).double()
+    refused(model, lambda: explain(model, input), 'Sequential|1', 'softmax', 'logits')
+    assert explain(model, input, AttnLRP)[1].isfinite().all()
+
+
+def test_output_without_the_input():
+    '''An output that does not depend on the input at all.'''
+    model, input = host(Plain())
+    model.forward = lambda x: model.head(torch.ones(3, TOKENS, DIM, dtype=x.dtype))
+    refused(model, lambda: explain(model, input), 'Host', 'relevance')
+
+
+def test_input_without_grad():
+    model, input = build('vit_mean')
+    before = Snapshot(model)
+    with CPLRP().context(model):
+        with pytest.raises(AttributionError, match='requires_grad'):
+            model(input)
+        assert explain_open(model, input).isfinite().all()
+    assert_restored(before, model)
+
+
+def explain_open(model, input):
+    '''The relevance of the one-hot target in a context that is already open.'''
+    input = input.clone().requires_grad_()
+    output = model(input)
+    relevance, = torch.autograd.grad(output, input, one_hot(output))
+    return relevance
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(11, DIM), Head()
+
+    def forward(self, ids):
+        return self.head(self.embed(ids))
+
+
+def test_integer_input():
+    model, ids = Tokens().double(), torch.randint(11, (3, TOKENS))
+    refused(model, lambda: audited(model, ids), 'Tokens', 'int64|integer', 'embedding|TokenGradient')
+    before = Snapshot(model)
+    expected = pytest.raises(AttributionError, match='(?s)(int64|integer).*(embedding|TokenGradient)')
+    with CPLRP().context(model), expected:
+        model(ids)
+    assert_restored(before, model)
+
+
+class AuxiliaryLoss(nn.Module):
+    '''Code that computes a loss beside its output, as routers and language models do.'''
+    def __init__(self):
+        super().__init__()
+        self.fc, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        y = self.fc(x).relu()
+        logits = self.head(y)
+        classes = torch.zeros(len(x), dtype=torch.long)
+        return logits, nn.functional.mse_loss(y, x) + nn.functional.cross_entropy(logits, target=classes)
+
+
+class Last(nn.Module):
+    def forward(self, outputs):
+        return outputs[-1].reshape(1)
+
+
+def test_auxiliary_loss_is_no_obstacle():
+    torch.manual_seed(0)
+    model, x = AuxiliaryLoss().double(), torch.randn(2, 6, dtype=torch.float64)
+    ledger = audit(model, CPLRP(), x, torch.ones_like, select=lambda output: output[0])
+    plain = audit(nn.Sequential(model.fc, nn.ReLU(), model.head), CPLRP(), x, torch.ones_like)
+    assert torch.allclose(ledger.input, plain.input, rtol=1e-9)
+    assert_closed(ledger)
+    with pytest.raises(NoRelevance, match='mse_loss|cross_entropy'):
+        audit(nn.Sequential(model, Last()), CPLRP(), x)
+
+
+def test_complex_input_is_refused():
+    with pytest.raises(AttributionError, match='complex input'), Gradient(nn.Flatten(), CPLRP()) as attributor:
+        attributor(torch.randn(2, 3, dtype=torch.complex128), torch.ones_like)

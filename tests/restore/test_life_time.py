@@ -1,0 +1,103 @@
+'''Order of opening and closing, threads, training afterwards, and when a model is freed.'''
+import gc
+import threading
+import weakref
+
+import torch
+from zennit.attribution import Gradient
+
+from cases.problems import build
+from helpers import Snapshot, assert_restored, equal_maps, one_hot, relevance_of
+from zennit_attn.composites import CPLRP, AttnLRP
+
+from .helpers import audited, fused
+
+
+def test_register_twice_and_remove_twice():
+    '''Registering an open composite again starts afresh; removing twice is harmless.'''
+    model, input = fused()
+    expected, before = relevance_of(model, input, CPLRP), Snapshot(model)
+    composite = CPLRP()
+    composite.register(model)
+    composite.register(model)
+    assert equal_maps(Gradient(model, composite)(input.clone(), one_hot)[1], expected)
+    composite.remove()
+    assert_restored(before, model)
+    composite.remove()
+    assert_restored(before, model)
+
+
+def test_one_composite_moves_to_another_model():
+    (first, _), (second, other) = fused(), build('vit_mean')
+    before, wanted = Snapshot(first), relevance_of(second, other, CPLRP)
+    composite = CPLRP()
+    composite.register(first)
+    composite.register(second)
+    assert_restored(before, first)
+    assert equal_maps(Gradient(second, composite)(other.clone(), one_hot)[1], wanted)
+    composite.remove()
+
+
+def test_changes_made_by_the_user_inside_survive():
+    '''What the user sets inside the context is the user's: it stays.'''
+    model, input = fused()
+    with Gradient(model, CPLRP()) as attributor:
+        attributor(input.clone(), one_hot)
+        model.note = 'mine'
+        model.fuse[0].armed = 'later'
+        handle = model.norm.register_forward_hook(lambda module, args, output: None)
+    assert model.note == 'mine'
+    assert model.fuse[0].armed == 'later'
+    assert handle.id in model.norm._forward_hooks
+
+
+def test_explaining_in_another_thread():
+    model, input = fused()
+    expected, before, found = relevance_of(model, input, CPLRP), Snapshot(model), []
+    thread = threading.Thread(target=lambda: found.append(relevance_of(model, input, CPLRP)))
+    thread.start()
+    thread.join(timeout=60)
+    assert equal_maps(found[0], expected)
+    assert_restored(before, model)
+
+
+def test_training_gradients_are_those_of_an_untouched_model():
+    '''After an explanation the model trains as if nothing had happened, and its own hooks still run.'''
+    (model, input), (twin, _) = fused(), fused()
+    relevance_of(model, input, CPLRP)
+    audited(model, input, AttnLRP)
+    for each in (model, twin):
+        each(input).square().sum().backward()
+    for (name, param), (_, other) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
+        assert (param.grad is None) == (other.grad is None), name
+        assert param.grad is None or torch.equal(param.grad, other.grad), name
+
+
+def test_parameters_gather_no_gradient_inside():
+    model, input = fused()
+    with CPLRP().context(model):
+        input = input.clone().requires_grad_()
+        output = model(input)
+        output.backward(one_hot(output))
+    assert all(param.grad is None for param in model.parameters())
+    assert torch.allclose(input.grad, relevance_of(model, input.detach(), CPLRP), rtol=1e-12)
+
+
+def test_model_is_freed():
+    '''No cycle or registry keeps an explained model alive.'''
+    model, input = fused()
+    relevance_of(model, input, CPLRP)
+    audited(model, input, CPLRP)
+    reference = weakref.ref(model)
+    del model
+    gc.collect()
+    assert reference() is None
+
+
+def test_deepcopy_and_state_dict_inside_the_context():
+    '''The state dict has the same keys inside as outside.'''
+    model, _ = fused()
+    keys = list(model.state_dict())
+    with CPLRP().context(model):
+        assert list(model.state_dict()) == keys
+    assert list(model.state_dict()) == keys

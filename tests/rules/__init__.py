@@ -1,0 +1,1 @@
+'''Rules of ours, each against its formula.'''

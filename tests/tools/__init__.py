@@ -1,0 +1,1 @@
+'''What is built upon explanations: token models, scores of maps, the conformance kit.'''
