@@ -11,7 +11,7 @@ from zennit.rules import Epsilon
 from cases.problems import PROBLEMS, build
 from helpers import one_hot, stock
 from zennit_attn.attribution import TokenGradient
-from zennit_attn.composites import CPLRP, AttnLRP, AttnLRPGamma
+from zennit_attn.composites import CPLRP, AttnLRP, AttnLRPGamma, AttnTaylor
 from zennit_attn.conservation import audit
 from zennit_attn.heatmap import head_relevance, relevance_at
 
@@ -172,3 +172,12 @@ def test_operators_need_the_engine():
     composite = LayerMapComposite([(nn.Linear, Epsilon())])
     with pytest.raises(ValueError, match='AttentionCanonizer'):
         relevance_at(nn.Sequential(nn.Linear(2, 2)), composite, torch.ones(1, 2), '0', at='linear')
+
+
+@pytest.mark.parametrize('at', ['chunk', 'matmul', 'mul'])
+def test_operators_of_an_expanded_model(at):
+    '''The watch is an observer like the recorder, of whatever rule.'''
+    model, input = build('vit_mean')
+    found = relevance_at(model, AttnTaylor(), input, 'layers.0.0', one_hot, at)
+    assert found
+    assert all(relevance.isfinite().all() and relevance.any() for relevance in found.values())

@@ -104,6 +104,41 @@ def test_imports_have_no_cycle():
     assert not below
 
 
+def assigned(source):
+    '''Attributes that code assigns, as pairs of what holds them and their name, and those that it gives itself.'''
+    others, own = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, 'target', None)]
+        for target in targets if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)) else []:
+            for part in target.elts if isinstance(target, ast.Tuple) else [target]:
+                if isinstance(part, ast.Attribute):
+                    holder = part.value.id if isinstance(part.value, ast.Name) else ast.unparse(part.value)
+                    (own if holder in ('self', 'cls') else others).add((holder, part.attr))
+    return others, {name for _, name in own}
+
+
+def room(name):
+    return (name.split('.') + [''])[1]
+
+
+def test_no_room_assigns_attributes_of_another():
+    '''What a class of one room keeps is changed by methods of that room alone.'''
+    found = {name: assigned(path.read_text()) for name, path in MODULES.items()}
+    owners = {}
+    for name, (_, own) in found.items():
+        for attribute in own:
+            owners.setdefault(attribute, set()).add(room(name))
+    foreign = [f'{name}: {holder}.{attribute}, of {owners[attribute]}' for name, (others, _) in found.items()
+               for holder, attribute in others
+               if attribute in owners and room(name) not in owners[attribute] and holder != 'ctx']
+    assert not foreign
+
+
+def test_assignments_are_found():
+    source = 'self.a = 1\nengine.source: int = 2\ncall.b, x.y.c = 3, 4\nself.d += 1'
+    assert assigned(source) == ({('engine', 'source'), ('call', 'b'), ('x.y', 'c')}, {'a', 'd'})
+
+
 #: What knows no relevance: the reference attention, and the kernels that it is made of.
 INNOCENT = tuple(f'zennit_attn.{room}' for room in ('attention', 'kernels.causal', 'kernels.delta', 'kernels.checks'))
 

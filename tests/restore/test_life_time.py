@@ -3,12 +3,15 @@ import gc
 import threading
 import weakref
 
+import pytest
 import torch
 from zennit.attribution import Gradient
 
 from cases.problems import build
 from helpers import Snapshot, assert_restored, equal_maps, one_hot, relevance_of
+from zennit_attn.canonizers.attention import engine_of
 from zennit_attn.composites import CPLRP, AttnLRP
+from zennit_attn.conservation.recorder import recorded
 
 from .helpers import audited, fused
 
@@ -101,3 +104,38 @@ def test_deepcopy_and_state_dict_inside_the_context():
     with CPLRP().context(model):
         assert list(model.state_dict()) == keys
     assert list(model.state_dict()) == keys
+
+
+def state(engine):
+    '''What an engine keeps, with the contents of what it keeps.'''
+    kept = {name: value for name, value in vars(engine).items() if name not in ('location', 'passes')}
+    return kept | {'modules': [name for name, _ in engine.location.modules]}
+
+
+def test_a_forward_leaves_nothing_behind_on_its_engine():
+    '''Neither one that is explained, nor one that is watched, nor one that fails.'''
+    model, input = fused()
+    with CPLRP().context(model):
+        engine = engine_of(model)
+        before = state(engine)
+        model(input.clone().requires_grad_())
+        assert state(engine) == before
+        with recorded(model, engine):
+            model(input.clone().requires_grad_())
+        assert state(engine) == before
+        with pytest.raises(RuntimeError):
+            model(input[..., :1].clone().requires_grad_())
+        assert state(engine) == before
+        assert engine.forward is None
+
+
+def test_while_a_forward_runs_its_engine_knows_it():
+    model, input = fused()
+    seen = []
+    handle = next(module for module in model.modules() if not list(module.children())).register_forward_hook(
+        lambda *_: seen.append(engine_of(model).forward))
+    with CPLRP().context(model):
+        for _ in range(2):
+            model(input.clone().requires_grad_())
+    handle.remove()
+    assert len({id(forward) for forward in seen if forward is not None}) == 2

@@ -31,7 +31,7 @@ class Reindexed:
     __slots__ = ('call', 'record', 'versions', 'outputs')
 
     def __init__(self, call, record):
-        call.args, call.kwargs = substitute((call.args, call.kwargs), lambda tensor: tensor)  # lists may change later
+        call.keep_arguments()
         self.call = call
         self.record = record
         self.versions = [(tensor, tensor._version) for tensor in tensors_in(call.args, call.kwargs)]

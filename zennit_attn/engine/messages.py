@@ -41,8 +41,10 @@ def batch_statistics(module: str) -> str:
             'relevance of its own; call model.eval() first')
 
 
-def unknown(module: str, line: str, name: str, why: str) -> str:
-    register = 'zennit_attn.operators.register_operator to give it a kind'
+def unknown(module: str, line: str, name: str, why: str, row: str | None) -> str:
+    register = 'zennit_attn.register_operator to give it a kind' if row is None else (
+        'give it its row in the table of operators, which these values suggest (from zennit_attn import '
+        f'register_operator):\n  {row}')
     return (
         f'module {module!r} calls {name} on a tensor that carries relevance, and no rule is known for it: {why}\n'
         f'  {line}\n'

@@ -9,6 +9,8 @@ from zennit.core import Stabilizer
 
 from ..errors import ContextError, NoRelevance, UnsupportedModule, UnsupportedOperator
 from ..operators import TABLE, Kind, lookup, out_of_place, reason
+from ..operators.probe import propose
+from ..operators.refusals import UNKNOWN
 from ..propagation import Call
 from ..trees import rebuilt, substitute, tensors_in, tensors_of
 from . import messages
@@ -256,7 +258,8 @@ class Engine(TorchFunctionMode):
         if self.unknown == 'gradient':
             self.forward.accept(name, why)
             return self.forward.mark(func(*args, **kwargs))
-        raise UnsupportedOperator(messages.unknown(*self.forward.locate(), name, why))
+        row = propose(func, args, kwargs) if why == UNKNOWN else None
+        raise UnsupportedOperator(messages.unknown(*self.forward.locate(), name, why, row))
 
     def _run_without_grad(self, call):
         if not call.inplace or not call.carries(call.args[0]):
@@ -291,7 +294,7 @@ class Engine(TorchFunctionMode):
         else:
             output = apply_to_operator(forward, call, module, hook)
         forward.mark_result(call, output, activations)
-        record, call.record = call.record, None
+        record = call.released()
         if record is not None:
             record.returned(output)
         return output

@@ -126,7 +126,7 @@ def register_operator(function, kind, inplace=False, **facts):
     --------
     A sampling that is linear in the image, with positions that depend on the input too:
 
-    >>> register_operator(torchvision.ops.roi_align, 'linear', steered=(1,))
+    >>> register_operator(torch.ops.torchvision.roi_align, 'linear', steered=(1,))
     '''
     if not callable(function):
         raise TypeError(f'register_operator needs a function, got {type(function).__name__}')

@@ -85,6 +85,15 @@ class Call:
         if record is not None and self.inplace:
             self.original = self.args[0].detach().clone()
 
+    def released(self) -> OperatorObserver | None:
+        '''Return who watches the call, which from now on nobody does: a record that stays would be a cycle.'''
+        record, self.record = self.record, None
+        return record
+
+    def keep_arguments(self) -> None:
+        '''Copy the lists and dicts among the arguments, which code may change after the call.'''
+        self.args, self.kwargs = substitute((self.args, self.kwargs), lambda tensor: tensor)
+
     def run(self, args: tuple | list | None = None) -> Any:
         '''Call the function, with other positional arguments if given.'''
         return self.func(*(self.args if args is None else args), **self.kwargs)
