@@ -70,7 +70,7 @@ NAMES = {
         is_maia is_mtia is_vulkan and or xor invert lshift rshift iand ior ixor ilshift irshift rand ror rxor rlshift
         rrshift bitwise_xor bitwise_left_shift bitwise_right_shift gcd lcm histogram histogramdd matrix_rank
         unravel_index dimI dimV nnz sparse_dim qscheme cdata backward_hooks grad_dtype has_grad_dtype_override volatile
-        autocast sym_float sym_int sym_ite sym_max sym_min sym_not sym_sqrt sym_sum
+        autocast has_names names randint_like sym_float sym_int sym_ite sym_max sym_min sym_not sym_sqrt sym_sum
         ''',
     Kind.REARRANGE: '''
         T H mT mH adjoint alias_copy as_strided as_strided_copy atleast_1d atleast_2d atleast_3d bfloat16 block_diag
