@@ -5,6 +5,7 @@ import snippets
 import torch
 from problems import one_hot
 from snapshot import Snapshot, assert_restored
+from versions import each
 from zennit.attribution import Gradient
 
 from zennit_attn.composites import CPLRP, AttnLRP
@@ -39,7 +40,7 @@ def check(snippet, composite, equivalent=None, tolerance=1e-9):
 
 
 @every_composite
-@pytest.mark.parametrize('name', snippets.SNIPPETS)
+@pytest.mark.parametrize('name', each(snippets.SNIPPETS, snippets.NEWER))
 def test_snippet(name, composite):
     check(snippets.SNIPPETS[name], composite)
 
