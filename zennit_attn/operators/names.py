@@ -25,7 +25,7 @@ WORDS = {
         ilshift irshift rand ror rxor rlshift rrshift bitwise_xor bitwise_left_shift bitwise_right_shift gcd lcm
         histogram histogramdd matrix_rank unravel_index dimI dimV nnz sparse_dim qscheme cdata backward_hooks
         grad_dtype has_grad_dtype_override volatile autocast sym_float sym_int sym_ite sym_max sym_min sym_not
-        sym_sqrt sym_sum
+        sym_sqrt sym_sum has_names names randint_like
         ''',
     Kind.REARRANGE: '''
         T H mT mH adjoint alias_copy as_strided as_strided_copy atleast_1d atleast_2d atleast_3d bfloat16

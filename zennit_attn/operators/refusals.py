@@ -24,6 +24,9 @@ GROUPS = {
     'relevance is not followed through nested tensors; pad to one length and mask': '''
         nested_tensor_size nested_tensor_storage_offsets nested_tensor_strides
         ''',
+    'relevance is not followed through named tensors, which newer versions of torch lack; use permute, unsqueeze': '''
+        align_as align_to refine_names rename update_names
+        ''',
     'relevance is not followed through packed sequences; pad to one length instead': '''
         pack_padded_sequence pad_packed_sequence
         ''',
