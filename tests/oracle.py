@@ -54,6 +54,7 @@ ACTIVATIONS = '''
     special_i1
 '''.split()
 SQUASHING = ('tanh', 'erf', 'atan')
+BOUNDED = ('clamp', 'clamp_min', 'clamp_max', 'maximum', 'minimum', 'fmax', 'fmin')
 GATES = '''
     exp sigmoid softplus cos log_sigmoid hardsigmoid rsqrt sqrt reciprocal var std linalg_vector_norm norm round sign
     detach detach_copy gt lt ge le eq ne logical_not logical_and bitwise_not isinf isnan argmax argmin
@@ -64,7 +65,7 @@ GATES = '''
 '''.split()
 SOFTMAXES = ('_softmax', '_safe_softmax')
 NORMS = ('native_layer_norm', 'native_group_norm', 'native_batch_norm', '_native_batch_norm_legit')
-REINDEX = LINEAR[:LINEAR.index('slice_scatter')]
+REINDEX = LINEAR[:LINEAR.index('max')]
 #: What only moves or picks values: relevance stays relevance. ``index_put`` does unless it adds.
 MOVES = {*LINEAR[:LINEAR.index('neg')], *LINEAR[LINEAR.index('fmax'):LINEAR.index('trace')]} - {
     'index_add', 'scatter_add', 'nansum', 'grid_sampler_2d'}
@@ -169,10 +170,6 @@ def pure(function, input):
 
 def is_mutable(node):
     return node.target.__module__ != '_operator' and node.target._schema.is_mutable
-
-
-def is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value != 0
 
 
 class Rule:
@@ -305,7 +302,7 @@ class Replica:
     '''
     def __init__(self, graph, input, softmax='constant'):
         self.graph, self.softmax = graph, softmax
-        self.values, self.carrying, self.moved = {}, set(), set()
+        self.values, self.carrying, self.moved, self.made_of = {}, set(), set(), {}
         with torch.no_grad():
             for node in graph.graph.nodes:
                 self.run(node, input)
@@ -325,6 +322,9 @@ class Replica:
             self.values[node] = self.call(node.target, args, kwargs)
             if self.carries(node):
                 self.carrying.add(node)
+                made = self.trace_back(node)
+                if made is not None:
+                    self.made_of[node] = made
                 if self.keeps_domain(node):
                     self.moved.add(node)
 
@@ -351,7 +351,7 @@ class Replica:
         if self.is_ruled(node):
             return True
         picks = node.target.__module__ == '_operator' or (
-            name_of(node) in MOVES and not (name_of(node) == 'index_put' and len(node.args) > 3 and node.args[3]))
+            name_of(node) in MOVES and not self.is_two_sided(node) and not (name_of(node) == 'index_put' and len(node.args) > 3 and node.args[3]))
         return picks and all(arg in self.moved for arg in node.all_input_nodes if arg in self.carrying)
 
     @staticmethod
@@ -375,8 +375,6 @@ class Replica:
             return node.args[1] in self.carrying
         if name in ('div', 'addcdiv'):
             return any(arg in self.carrying for arg in node.args[:-1] if isinstance(arg, torch.fx.Node))
-        if name in ('add', 'sub', 'rsub') and self.lifts_activation(node):
-            return False
         if name == 'glu':
             return True
         if name == 'copy':
@@ -392,22 +390,58 @@ class Replica:
         value = self.values[node]
         return not torch.is_tensor(value) or value.is_floating_point() or value.is_complex()
 
-    def lifts_activation(self, node):
-        '''Whether ``node`` is an activation plus a number, which does not vanish at 0 any more: a gate.'''
-        operands = node.args[:2]
-        return any(is_number(value) for value in operands) and any(
-            isinstance(arg, torch.fx.Node) and self.comes_from(arg, ACTIVATIONS) for arg in operands
-        )
+    def trace_back(self, node):
+        '''Whether ``node`` is an activation that was only moved, scaled, shifted or summed since, and what it is at 0.'''
+        parts = [arg for arg in node.all_input_nodes if arg in self.carrying]
+        parts = [node.args[0]] if self.is_kind(node, ('div',)) and node.args[0] in self.carrying else parts
+        known = [self.made_of[arg] for arg in parts if arg in self.made_of]
+        if self.is_kind(node, (*ACTIVATIONS, 'pow')) or self.is_two_sided(node):
+            zero = self.at(node, known[0][1]) if known and known[0][1] else 0.
+            return name_of(node) if node.target.__module__ != '_operator' else 'item', zero
+        if len(parts) > 1:
+            gates = [made for made in known if self.weighs(made)]
+            zero = next((made[1] for made in gates if made[1]), 0.)
+            together = self.is_kind(node, (*REINDEX, 'mul', 'mm', 'bmm', 'mv', 'dot')) or (
+                zero and self.is_kind(node, ('add', 'sub', 'rsub')))
+            return (gates[0][0], zero) if together and len(gates) == len(parts) else None
+        if self.is_kind(node, ('add', 'sub', 'rsub')) and any(self.is_one_number(arg) for arg in node.args[:2]):
+            made = known[0] if known else (None, 0.)
+            zero = self.at(node, made[1])
+            return (made[0], zero) if zero or made[0] else None
+        if not known:
+            return None
+        name, zero = known[0]
+        if node.target.__module__ == '_operator' or self.is_kind(node, (*REINDEX, 'mul', 'div', 'neg')):
+            return known[0]
+        if self.is_kind(node, BOUNDED):
+            return name or 'clamp', self.at(node, zero)
+        return known[0] if self.is_kind(node, ('sum', 'mean', 'cumsum', 'nansum')) and name and zero else None
 
-    def comes_from(self, node, names):
-        '''Whether ``node`` is one of ``names`` but for re-indexing and for constants that it is multiplied with.'''
-        while not self.is_kind(node, names):
-            scaled = self.is_kind(node, ('mul', 'div'))
-            carrying = [arg for arg in node.all_input_nodes if arg in self.carrying]
-            if not (scaled or self.is_kind(node, (*REINDEX, 'neg'))) or len(carrying) != 1:
-                return False
-            node, = carrying
-        return True
+    def at(self, node, number):
+        '''What ``node`` makes of a number in the place of its carrying operand.'''
+        number = torch.tensor([number], dtype=torch.float64)
+        args, kwargs = self.fetch(node, lambda arg, value: (
+            number if arg in self.carrying else value.reshape(-1)[:1].double() if torch.is_tensor(value) else value))
+        return float(self.call(node.target, args, kwargs).reshape(-1)[0])
+
+    def is_one_number(self, arg):
+        if not isinstance(arg, torch.fx.Node):
+            return isinstance(arg, (int, float)) and not isinstance(arg, bool)
+        value = self.values[arg]
+        return arg not in self.carrying and torch.is_tensor(value) and value.numel() > 0 and bool(
+            (value == value.reshape(-1)[0]).all())
+
+    def is_two_sided(self, node):
+        '''Whether a clamp is between numbers on both sides of zero: an activation like hardtanh.'''
+        if not self.is_kind(node, ('clamp', 'clamp_min', 'clamp_max')) or not all(
+                isinstance(bound, (int, float, type(None))) for bound in node.args[1:]):
+            return False
+        return self.at(node, 0.) == 0.
+
+    @staticmethod
+    def weighs(made):
+        '''Whether what a tensor was made of is a gate: an activation that is not 0 at 0, or that saturates.'''
+        return made is not None and made[0] is not None and (made[1] != 0 or made[0] in SQUASHING)
 
     @staticmethod
     def is_kind(node, names):
@@ -462,7 +496,7 @@ class Replica:
         if node.target.__module__ == '_operator':
             return [(node.args[0], {node.args[1]: grad})]
         name = name_of(node)
-        if name in ACTIVATIONS:
+        if name in ACTIVATIONS or self.is_two_sided(node):
             return self.pull_activation(node, grad)
         if name in NORMS:
             return self.pull_norm(node, name, grad)
@@ -522,18 +556,12 @@ class Replica:
     def pull_product(self, node, name, grad):
         '''Shares of 1 / n for the n carrying factors; an added operand takes the plain gradient.'''
         factors = [index for index in PRODUCTS[name] if index < len(node.args) and node.args[index] in self.carrying]
-        if len(PRODUCTS[name]) == 2:
-            factors = [index for index in factors if not self.squashed_gate(node, index)] or factors
+        factors = [index for index in factors if not self.weighs(self.made_of.get(node.args[index]))] or factors
         pairs = self.pull_linear(node, grad, factors)
         pairs = [(arg, part / len(factors)) for arg, part in pairs]
         if name not in ('mul', 'mm', 'bmm', 'mv', 'dot') and 0 not in PRODUCTS[name]:
             pairs += self.pull_linear(node, grad, (0,))
         return pairs
-
-    def squashed_gate(self, node, index):
-        '''Whether operand ``index`` of a product is a tanh, erf or atan that weighs another carrying operand.'''
-        others = [node.args[other] for other in PRODUCTS[name_of(node)] if other != index]
-        return self.comes_from(node.args[index], SQUASHING) and any(other in self.carrying for other in others)
 
     def pull_activation(self, node, grad):
         '''``g y / x``, and the derivative where ``x`` is 0.'''

@@ -12,13 +12,14 @@ import torch
 from torch.autograd.function import BackwardCFunction
 
 from ..errors import NoRelevance, UnsupportedOperator, UntrackedTensor
-from ..operators import Kind, Operator
+from ..operators import Kind
 from ..propagation import Call
 from ..trees import leaves, rebuilt, tensors_of
 from . import messages
 from .assignments import Assignments
 from .domains import Reindexed, Source, ToGradient, ToRelevance
-from .tags import Tag, activation_of, tag_of, twin_of
+from .origins import Origin, follow
+from .tags import Tag, origin_of, tag_of, twin_of
 
 if TYPE_CHECKING:
     from .mode import Engine
@@ -64,9 +65,10 @@ class Forward:
         '''Return the name of the module whose code runs, and the line that called the operator.'''
         return self.location.locate()
 
-    def activation_of(self, tensor: torch.Tensor) -> Operator | None:
-        '''Return the activation that a tensor came from, if it was only moved and scaled since.'''
-        return activation_of(tensor)
+    def is_gate(self, tensor: torch.Tensor) -> bool:
+        '''Whether a tensor is a gate where it multiplies one that is none.'''
+        origin = origin_of(tensor)
+        return origin is not None and origin.is_gate
 
     def mark_constant(self, tensor: torch.Tensor) -> torch.Tensor:
         '''Note that a tensor that was written to in place carries no relevance any more, and return it.'''
@@ -153,51 +155,47 @@ class Forward:
                 return False
         return True
 
-    def mark(self, output: Any, activation: Operator | None = None, twin: Reindexed | None = None) -> Any:
+    def mark(self, output: Any, origin: Origin | None = None, twin: Reindexed | None = None) -> Any:
         '''Tag what an operator returned.'''
         if isinstance(output, torch.Tensor):
             if output.requires_grad:
-                self._mark(output, activation, twin and partial(twin.resolve, 0))
+                self._mark(output, origin, twin and partial(twin.resolve, 0))
         elif isinstance(output, (tuple, list)):
             for index, item in enumerate(output):
                 if isinstance(item, torch.Tensor):
                     if item.requires_grad:
-                        self._mark(item, activation, twin and partial(twin.resolve, index))
+                        self._mark(item, origin, twin and partial(twin.resolve, index))
                 else:
                     self.mark(item)
         return output
 
-    def _mark(self, tensor, activation, twin):
+    def _mark(self, tensor, origin, twin):
         if not torch.is_grad_enabled():
             # A view that is made without gradients claims to require one all the same, but none ever reaches its base.
             tensor.lrp_tag = self.constant_tag
-        elif activation is None and twin is None:
+        elif origin is None and twin is None:
             tensor.lrp_tag = self.carrying_tag
         else:
-            tensor.lrp_tag = Tag(self.identity, True, activation, twin, tensor._version)
+            tensor.lrp_tag = Tag(self.identity, True, origin, twin, tensor._version)
 
-    def mark_result(self, call: Call, output: Any, activations: list) -> None:
-        '''Tag what a call returned or wrote to, given the activations that its operands came from.'''
-        operator, activation = call.operator, None
-        moves = operator.kind is Kind.REARRANGE
-        if operator.kind is Kind.ACTIVATION:
-            activation = operator
-        elif len(call.operands) == 1 and (moves or operator.scales):
-            activation = activations[0]
+    def mark_result(self, call: Call, output: Any, origins: list) -> None:
+        '''Tag what a call returned or wrote to, given the origins of its operands.'''
+        origin = follow(call, origins)
         if output is None or call.inplace:
-            self._mark_target(call, None if operator.kind is Kind.ACTIVATION else activation)
+            self._mark_target(call, origin)
         elif not call.carries(output):
-            moves = (moves or operator.kind is Kind.SELECT) and not call.accumulates and not (
+            moves = call.operator.kind in (Kind.REARRANGE, Kind.SELECT) and not call.accumulates and (
+                call.rule is None or call.rule.moves) and not (
                 any(operand.is_complex() for operand in call.operands))  # of which some are conjugated
             twin = Reindexed(call, call.record) if self.assignments.modules and moves else None
-            self.mark(output, activation, twin)
+            self.mark(output, origin, twin)
 
-    def _mark_target(self, call, activation):
+    def _mark_target(self, call, origin):
         target, several = call.args[0], len(call.operands) > 1
         if call.operator.overwrites and not several and call.carries(target):
             self.mark_constant(target)
         elif not self.is_constant(target) or (call.operator.kind is Kind.REARRANGE and several):
-            self.mark(target, activation)
+            self.mark(target, origin)
         self.mark_base(target)
 
     def mark_base(self, view: torch.Tensor) -> None:

@@ -19,7 +19,8 @@ from .domains import BackwardPasses, watching
 from .forward import Forward
 from .location import Location
 from .module_calls import apply_to_operator
-from .tags import activation_of, tag_of
+from .origins import shifts
+from .tags import origin_of, tag_of
 
 #: Functions by which code asks for gradients while it runs.
 _GRADIENTS = frozenset((torch.autograd.grad, torch.Tensor.backward, torch.Tensor.register_hook))
@@ -182,7 +183,8 @@ class Engine(TorchFunctionMode):
         if not operands:
             return func(*args, **(kwargs or {}))
         forward = self.forward
-        if forward.direct and operator is not None and len(operands) <= operator.direct and forward.are_plain(operands):
+        if forward.direct and operator is not None and len(operands) <= operator.direct and (
+                forward.are_plain(operands)) and not (len(operands) == 1 and shifts(operator, args)):
             return self._run_directly(forward, func, args, kwargs or {}, operands)
         return self.dispatch(operator, func, args, kwargs or {}, operands)
 
@@ -283,14 +285,14 @@ class Engine(TorchFunctionMode):
         target.copy_(output)
         if tag_of(output) is None:
             return self.forward.mark_constant(target)
-        return self.forward.mark(target, activation_of(output))
+        return self.forward.mark(target, origin_of(output))
 
     def _run_rule(self, call):
         '''Run a call by the rule of the composite, or else that of its kind.'''
         forward, kind = self.forward, call.operator.kind
         if call.operator.mask is not None:
             call.flatten_mask()
-        activations = [activation_of(operand) for operand in call.operands]
+        origins = [origin_of(operand) for operand in call.operands]
         module, hook = forward.rule_of(kind)
         if forward.observed:
             call.watched_by(forward.observer.begin(call, module, hook))
@@ -298,7 +300,7 @@ class Engine(TorchFunctionMode):
             output = forward.assignments.default(kind)(call)
         else:
             output = apply_to_operator(forward, call, module, hook)
-        forward.mark_result(call, output, activations)
+        forward.mark_result(call, output, origins)
         record = call.released()
         if record is not None:
             record.returned(output)

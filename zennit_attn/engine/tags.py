@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..operators import Operator
+if TYPE_CHECKING:
+    from .origins import Origin
 
 
 class Tag:
@@ -17,20 +19,20 @@ class Tag:
         Stands for the forward that the tensor belongs to.
     carries: bool
         Whether it carries relevance. A tensor that became a gate in place requires a gradient, and carries nothing.
-    activation: :py:class:`~zennit_attn.operators.Operator` or None
-        The activation that it came from, if it was only moved and scaled since.
+    origin: :py:class:`~zennit_attn.engine.origins.Origin` or None
+        What it was made of, if a product has to know.
     twin: callable or None
         Returns the same values in the relevance domain, or None.
     version: int
-        The version of the tensor that activation and twin hold for: a write in place ends both.
+        The version of the tensor that origin and twin hold for: a write in place ends both.
     '''
-    __slots__ = ('forward', 'carries', 'activation', 'twin', 'version')
+    __slots__ = ('forward', 'carries', 'origin', 'twin', 'version')
 
-    def __init__(self, forward: object, carries: bool = True, activation: Operator | None = None,
+    def __init__(self, forward: object, carries: bool = True, origin: Origin | None = None,
                  twin: Callable[[], torch.Tensor | None] | None = None, version: int = 0):
         self.forward = forward
         self.carries = carries
-        self.activation = activation
+        self.origin = origin
         self.twin = twin
         self.version = version
 
@@ -40,10 +42,10 @@ def tag_of(tensor: torch.Tensor) -> Tag | None:
     return getattr(tensor, 'lrp_tag', None)
 
 
-def activation_of(tensor: torch.Tensor) -> Operator | None:
-    '''Return the activation that a tensor came from, or None.'''
+def origin_of(tensor: torch.Tensor) -> Origin | None:
+    '''Return what a tensor was made of, or None.'''
     tag = tag_of(tensor)
-    return tag.activation if tag is not None and tag.version == tensor._version else None
+    return tag.origin if tag is not None and tag.version == tensor._version else None
 
 
 def twin_of(tensor: torch.Tensor) -> torch.Tensor | None:

@@ -80,7 +80,9 @@ op('put', Kind.REARRANGE, 'input index source accumulate', affine=True,
 op('scatter', Kind.REARRANGE, 'input dim index src', affine=True,
    writes=Writes(3, lambda target, dim, index, *_: _numbers(target).gather(dim, index)))
 op('setitem', Kind.REARRANGE, affine=True, writes=Writes(2, _item_places))
-op('clamp clamp_max clamp_min clip fmax fmin maximum minimum nan_to_num', Kind.SELECT, bounds=True)
+op('expand_as reshape_as type_as view_as', Kind.REARRANGE, lends=(1,))
+op('clamp clamp_max clamp_min clip', Kind.SELECT, bounds=True, clamps=True)
+op('fmax fmin maximum minimum nan_to_num', Kind.SELECT, bounds=True)
 
 # sums
 

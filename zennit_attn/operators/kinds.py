@@ -97,6 +97,10 @@ class Operator:
         Whether it puts what is given in the place of all that its first argument held.
     bounds: bool
         Whether it may put bounds in the place of values.
+    clamps: bool
+        Whether the bounds are numbers for all elements, of which zero may lie between.
+    lends: tuple of int
+        The positions of operands of which only the shape or type counts.
     homogeneous: bool
         Of an activation: linear on each side of zero, so that its gradient is ``y / x`` already.
     saturating: bool
@@ -142,6 +146,8 @@ class Operator:
     writes: Writes | None = None
     overwrites: bool = False
     bounds: bool = False
+    clamps: bool = False
+    lends: tuple[int, ...] = ()
     homogeneous: bool = False
     saturating: bool = False
     exponent: int | None = None
@@ -164,7 +170,7 @@ class Operator:
         object.__setattr__(self, 'direct', self._operands_for_autograd())
 
     def _operands_for_autograd(self) -> int:
-        if self.inplace or self.writes or self.trains or self.decomposed_by:
+        if self.inplace or self.writes or self.trains or self.decomposed_by or self.clamps:
             return 0
         if self.kind in (Kind.REARRANGE, Kind.SELECT, Kind.ADD):
             return 0 if self.factors else 2

@@ -22,8 +22,8 @@ class Running(Protocol):
     def locate(self) -> tuple[str, str]:
         '''Return the name of the module whose code runs, and the line that called the operator.'''
 
-    def activation_of(self, tensor: torch.Tensor) -> Operator | None:
-        '''Return the activation that a tensor came from, if it was only moved and scaled since.'''
+    def is_gate(self, tensor: torch.Tensor) -> bool:
+        '''Whether a tensor is a gate where it multiplies one that is none.'''
 
     def mark_constant(self, tensor: torch.Tensor) -> torch.Tensor:
         '''Note that a tensor that was written to in place carries no relevance any more, and return it.'''

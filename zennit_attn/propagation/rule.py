@@ -50,6 +50,7 @@ class Rule:
         self.name = name
         self.left_over = left_over
         self.moved = moved or (lambda call, output: None)
+        self.moves = moved is not None
 
     def __call__(self, call: Call, *how: Any) -> Any:
         call.rule = self

@@ -40,8 +40,18 @@ def _run(call, args=None):
 
 @rule('gradient', left_over=added, moved=replaced)
 def select(call):
-    '''Values are picked and keep their relevance; bounds that are put in their place absorb it.'''
-    return call.run()
+    '''Values are picked and keep their relevance; bounds that are put in their place absorb it.
+
+    A clamp between numbers on both sides of zero is an activation, as which ``hardtanh`` is known.
+    '''
+    return activation(call) if call.operator.clamps and _vanishes_at_zero(call) else call.run()
+
+
+def _vanishes_at_zero(call):
+    bounds = [*call.args[1:], *call.kwargs.values()]
+    if len(call.operands) > 1 or not all(isinstance(bound, (Real, type(None))) for bound in bounds):
+        return False
+    return float(call.func(torch.zeros((), dtype=torch.float64), *call.args[1:], **call.kwargs)) == 0.
 
 
 @rule('gradient', left_over=added, moved=replaced)
@@ -83,7 +93,7 @@ def uniform(call, args=None):
                for tensor in tensors_in(arg) if call.carries(tensor)]
     if len(factors) < 2:
         return proportional(call, args)
-    gates = [tensor for tensor in factors if _is_gate(call, tensor)]
+    gates = [tensor for tensor in factors if call.forward.is_gate(tensor)]
     gates = gates if len(gates) < len(factors) else []
     divisor = len(factors) - len(gates)
 
@@ -96,11 +106,6 @@ def uniform(call, args=None):
     arguments = tuple(substitute(arg, factor) if position in positions else arg
                       for position, arg in enumerate(arguments))
     return _run(call, arguments) if divisor > 1 else proportional(call, arguments)
-
-
-def _is_gate(call, tensor):
-    activation = call.forward.activation_of(tensor)
-    return activation is not None and activation.saturating
 
 
 def steered(call):
@@ -146,7 +151,7 @@ def _is_number(value):
 
 
 def add(call):
-    '''Sums. An activation plus a number does not vanish at zero any more, so it is a gate (elu + 1, 1 + tanh).'''
+    '''Sums: in proportion to the summands.'''
     operator = call.operator
     if operator.trains and _trains(call):
         raise UnsupportedModule(f'{operator.name} {operator.trains} in training; call model.eval() first')
@@ -154,20 +159,11 @@ def add(call):
         return decomposed(call)
     if operator.factors:
         return uniform(call)
-    if len(call.operands) == 1 and call.forward.activation_of(call.operands[0]) and _adds_a_number(call):
-        return constant(call)
     return proportional(call)
 
 
 def _trains(call):
     return bool(call.args[2] if len(call.args) > 2 else call.kwargs.get('training', call.kwargs.get('train', False)))
-
-
-def _adds_a_number(call):
-    if not call.operator.pairwise or len(call.args) != 2:
-        return False
-    number = call.args[1] if call.args[0] is call.operands[0] else call.args[0]
-    return _is_number(number) and float(number) != 0.
 
 
 @rule('Identity', left_over=nothing)

@@ -1,0 +1,114 @@
+'''Where a tensor comes from, as far as a product has to know: an activation of something, and what it is at zero.
+
+A factor of a product is a gate if it is a function of each element that does not vanish at zero, ``elu(x) + 1`` or
+``relu6(x + 3) / 6``, or one that saturates, such as ``tanh``. This is decided at the product and not at the sum, because
+the same tensor may also go on along the stream, where the sum is an activation and a constant.
+'''
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any, NamedTuple
+
+import torch
+
+from ..operators import Kind, Operator
+from ..propagation import Call
+from ..trees import substitute, tensors_in
+
+
+class Origin(NamedTuple):
+    '''What a tensor was made of, if it was only moved, scaled, shifted and summed since.
+
+    Attributes
+    ----------
+    activation: :py:class:`~zennit_attn.operators.Operator` or None
+        The last activation.
+    zero: float
+        What the tensor is where the input of the activation, or what a number was added to, is zero.
+    '''
+    activation: Operator | None
+    zero: float
+
+    @property
+    def is_gate(self) -> bool:
+        '''Whether it is a gate where it multiplies a tensor that is none.'''
+        return self.activation is not None and (self.zero != 0. or self.activation.saturating)
+
+
+def shifts(operator: Operator, args: tuple) -> bool:
+    '''Whether a number is added. A cheap look, for every sum of one operand.'''
+    return operator.pairwise and any(type(arg) in (float, int) or (isinstance(arg, torch.Tensor) and arg.ndim == 0)
+                                     for arg in args[:2])
+
+
+def follow(call: Call, origins: list[Origin | None]) -> Origin | None:
+    '''Return the origin of what a call returns, given those of its operands.'''
+    operator, kind = call.operator, call.operator.kind
+    if kind is Kind.ACTIVATION or (call.rule is not None and call.rule.name == 'Identity'):
+        return Origin(operator, _at_zero(call, origins[0].zero) if origins[0] is not None else 0.)
+    if operator.steered or operator.lends:
+        origins = _but_for(call, origins, (*operator.steered, *operator.lends))
+    if len(origins) != 1:
+        return _of_several(call, origins)
+    origin = origins[0]
+    if operator.pairwise and _is_number(_other(call)):
+        return _shifted(call, origin)
+    if origin is None:
+        return None
+    if kind is Kind.REARRANGE:
+        return origin
+    if operator.scales:
+        return Origin(origin.activation, _at_zero(call, origin.zero) or origin.zero)
+    if kind is Kind.SELECT:
+        return Origin(origin.activation or operator, _at_zero(call, origin.zero)) if operator.bounds else origin
+    return origin if kind is Kind.ADD and origin.is_gate and origin.zero != 0. else None
+
+
+def _but_for(call, origins, positions):
+    '''The origins of the operands that are more than a denominator, or a shape.'''
+    others = [tensor for position, arg in enumerate(call.args) if position not in positions for tensor in tensors_in(arg)]
+    return [origin for operand, origin in zip(call.operands, origins, strict=True)
+            if any(operand is tensor for tensor in others)]
+
+
+def _of_several(call, origins):
+    '''Gates that are put side by side or multiplied are a gate, as are sums of such that are not zero at zero.'''
+    if not origins or not all(origin is not None and origin.is_gate for origin in origins):
+        return None
+    kind, zero = call.operator.kind, next((origin.zero for origin in origins if origin.zero != 0.), 0.)
+    if kind is Kind.REARRANGE or call.operator.is_product or (kind is Kind.ADD and zero != 0.):
+        return Origin(origins[0].activation, zero)
+    return None
+
+
+def _shifted(call, origin):
+    zero = _at_zero(call, 0. if origin is None else origin.zero)
+    activation = None if origin is None else origin.activation
+    return Origin(activation, zero) if zero != 0. or activation is not None else None
+
+
+def _other(call):
+    return call.args[1] if call.carries(call.args[0]) else call.args[0]
+
+
+def _is_number(value: Any) -> bool:
+    '''Whether a summand is one number, however it is written.'''
+    if not isinstance(value, torch.Tensor):
+        return isinstance(value, Real)
+    return value.numel() == 1 or (value.numel() > 0 and not isinstance(value, torch.nn.Parameter) and bool(
+        (value == value.reshape(-1)[0]).all()))
+
+
+def _at_zero(call: Call, zero: float) -> float:
+    '''What a function of each element makes of a number, or 1 where that cannot be told.'''
+    if zero == 0. and call.operator.kind is Kind.ACTIVATION:
+        return 0.
+    number = torch.tensor([zero], dtype=torch.float64)
+
+    def at(tensor):
+        return number if call.carries(tensor) else tensor.detach().reshape(-1)[:1].to(number)
+    try:
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            return float(call.run_out_of_place(substitute(call.before, at)).reshape(-1)[0])
+    except (RuntimeError, TypeError, IndexError):
+        return 1.
