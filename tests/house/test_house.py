@@ -202,6 +202,12 @@ def test_readme_commands_are_two_and_use_what_there_is():
     assert extras <= PROJECT['optional-dependencies'].keys()
 
 
+def test_lowest_versions_are_tested():
+    pinned = re.findall(r'^([\w-]+)==([\d.]+?)(?:\.\*)?$', (ROOT / '.ci' / 'lowest.txt').read_text(), re.MULTILINE)
+    lowest = {f'{name}>={version}' for name, version in pinned}
+    assert lowest >= set(PROJECT['dependencies'])
+
+
 def test_readme_code_runs(capsys):
     names = {}
     for code in re.findall(r'```python\n(.*?)```', README, flags=re.DOTALL):
