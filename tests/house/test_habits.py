@@ -5,9 +5,55 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import pytest
+
 import zennit_attn
 
-from .test_house import PROJECT, PUBLIC, ROOT
+from .test_house import FLOORS, PROJECT, PUBLIC, ROOT
+
+PAGES = ('CONTRIBUTING.md', 'docs/architecture.md')
+#: A path of the repository: with a folder before it, or the name of a file at the top.
+PATH = re.compile(r'(?<![\w./*<-])((?:\.?\w[\w-]*/)+(?:\w[\w.-]*)?|\w+\.(?:py|md|toml|cff))(?![\w/*])')
+#: What a page makes, and who uses it has not yet.
+MADE = ('docs/_build', 'dist/', '.venv/')
+
+
+def missing(page):
+    '''The files and folders that a page names, in text or in commands, which do not exist.'''
+    text = re.sub(r'\bhttps?:\S+', '', page)
+    made = [*MADE, *re.findall(r'^# (\S+\.py)$', text, re.MULTILINE)]
+    named = {path.rstrip('.') for path in PATH.findall(text)}
+    return sorted(path for path in named if not (ROOT / path).exists() and not path.startswith(tuple(made)))
+
+
+def test_missing_files_are_found():
+    text = 'see `zennit_attn/rules.py`, `zennit_attn/rulez.py`, (docs/nothing.md#there), tests/map and NOWHERE.md.'
+    assert missing(text) == ['NOWHERE.md', 'docs/nothing.md', 'zennit_attn/rulez.py']
+    assert missing('.venv/bin/pytest tests/new.py') == ['tests/new.py']
+    assert not missing('# tests/new.py\n.venv/bin/pytest tests/new.py')
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_pages_name_files_that_exist(page):
+    text = (ROOT / page).read_text()
+    assert len(PATH.findall(text)) > 20
+    base = (ROOT / page).parent
+    links = re.findall(r'\]\((?!https?:|#)([^)#]+)', text)
+    assert not [link for link in links if not (base / link).exists()]
+    assert not missing(re.sub(r'\]\([^)]*\)', ']', text))
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_within_pages_lead_to_headings(page):
+    text = (ROOT / page).read_text()
+    slugs = {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
+             for heading in re.findall(r'^#+ (.*)', text, re.MULTILINE)}
+    assert not {anchor for anchor in re.findall(r'\]\(#([^)]+)\)', text)} - slugs
+
+
+def test_the_page_on_architecture_has_the_floors():
+    table = re.findall(r'^\| (\d) \| `(\w+)` \|', (ROOT / 'docs' / 'architecture.md').read_text(), re.MULTILINE)
+    assert {'' if room == '__init__' else room: int(floor) for floor, room in table} == FLOORS
 
 
 def printed(code):
