@@ -59,7 +59,7 @@ WORDS = {
         fft fft2 fftn fold hfft hfft2 hfftn ifft ifft2 ifftn ihfft ihfft2 ihfftn interpolate irfft irfft2 irfftn
         istft rfft rfft2 rfftn stft affine_grid_generator
         ''',
-    Kind.EINSUM: 'chain_matmul cross einsum inner kron matmul rmatmul vdot spmm sparse_mm',
+    Kind.EINSUM: 'chain_matmul cross einsum inner kron matmul rmatmul vdot sparse_mm',
     Kind.GATE: '''
         angle cdist ceil cholesky det digamma dist entr fix floor floor_divide floordiv frobenius_norm heaviside
         hypot i0 i0e lgamma logdet matrix_norm norm norm_except_dim nuclear_norm pairwise_distance pdist polar
