@@ -350,8 +350,8 @@ class Replica:
         '''Whether relevance that arrives at ``node`` is relevance, down to the input or to a module with a rule.'''
         if self.is_ruled(node):
             return True
-        picks = node.target.__module__ == '_operator' or (
-            name_of(node) in MOVES and not self.is_two_sided(node) and not (name_of(node) == 'index_put' and len(node.args) > 3 and node.args[3]))
+        picks = node.target.__module__ == '_operator' or (name_of(node) in MOVES and not self.is_two_sided(node))
+        picks = picks and not (self.is_kind(node, ('index_put',)) and len(node.args) > 3 and node.args[3])
         return picks and all(arg in self.moved for arg in node.all_input_nodes if arg in self.carrying)
 
     @staticmethod
@@ -391,7 +391,7 @@ class Replica:
         return not torch.is_tensor(value) or value.is_floating_point() or value.is_complex()
 
     def trace_back(self, node):
-        '''Whether ``node`` is an activation that was only moved, scaled, shifted or summed since, and what it is at 0.'''
+        '''The activation that ``node`` is, if it was only moved, scaled, shifted or summed since, and what it is at 0.'''
         parts = [arg for arg in node.all_input_nodes if arg in self.carrying]
         parts = [node.args[0]] if self.is_kind(node, ('div',)) and node.args[0] in self.carrying else parts
         known = [self.made_of[arg] for arg in parts if arg in self.made_of]

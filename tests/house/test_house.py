@@ -160,6 +160,13 @@ def test_modules_say_what_they_are_for(name):
     assert not source.strip() or ast.get_docstring(ast.parse(source))
 
 
+def test_docstrings_have_one_form():
+    '''Parameters are written ``dim: int``, without a space before the colon.'''
+    spaced = re.compile(r'^ +\*{0,2}\w+(, \*{0,2}\w+)* : ', re.MULTILINE)
+    assert spaced.search('    dim, heads : int')
+    assert not [name for name, path in MODULES.items() if spaced.search(path.read_text())]
+
+
 def public_members(module):
     '''The public classes, functions and methods that a module defines, by dotted name.'''
     for name, member in vars(module).items():

@@ -27,11 +27,11 @@ def gaussian_orthogonal_matrix(rows, columns, scaling=0, device=None):
 
     Parameters
     ----------
-    rows, columns : int
+    rows, columns: int
         Number of random features and of features they are drawn for.
-    scaling : {0, 1}, optional
+    scaling: {0, 1}, optional
         Whether rows have the norms of Gaussian vectors (0), or all the norm ``sqrt(columns)`` (1).
-    device : torch.device, optional
+    device: torch.device, optional
         Where to draw.
 
     Returns
@@ -59,13 +59,13 @@ def softmax_kernel(data, projection, is_query, eps=1e-4):
 
     Parameters
     ----------
-    data : torch.Tensor
+    data: torch.Tensor
         Queries or keys of shape ``(b, h, n, d)``.
-    projection : torch.Tensor
+    projection: torch.Tensor
         Random features :math:`w` of shape ``(r, d)``.
-    is_query : bool
+    is_query: bool
         Whether ``data`` are queries.
-    eps : float, optional
+    eps: float, optional
         Added to keep features positive.
 
     Returns
@@ -107,21 +107,21 @@ class FastAttention(nn.Module):
 
     Parameters
     ----------
-    dim_heads : int
+    dim_heads: int
         Features ``d`` of a head.
-    nb_features : int, optional
+    nb_features: int, optional
         Number of random features, by default ``d log(d)``.
-    ortho_scaling : {0, 1}, optional
+    ortho_scaling: {0, 1}, optional
         Scaling of :func:`gaussian_orthogonal_matrix`.
-    causal : bool, optional
+    causal: bool, optional
         Whether tokens attend only to earlier ones.
-    generalized_attention : bool, optional
+    generalized_attention: bool, optional
         Whether features are ``kernel_fn`` of random projections, rather than those of :func:`softmax_kernel`.
-    kernel_fn : callable, optional
+    kernel_fn: callable, optional
         Kernel of generalized attention, a ReLU by default.
-    no_projection : bool, optional
+    no_projection: bool, optional
         Whether there are no random features, but a softmax of queries and keys each.
-    causal_backend : str, optional
+    causal_backend: str, optional
         Backend of :func:`zennit_attn.attention.causal_dot_product`.
     '''
     def __init__(self, dim_heads, nb_features=None, ortho_scaling=0, causal=False, generalized_attention=False,
@@ -162,9 +162,9 @@ class ProjectionUpdater(nn.Module):
 
     Parameters
     ----------
-    instance : torch.nn.Module
+    instance: torch.nn.Module
         Model whose :class:`FastAttention` modules are redrawn.
-    feature_redraw_interval : int or None
+    feature_redraw_interval: int or None
         Number of passes, or None to never redraw.
     '''
     def __init__(self, instance, feature_redraw_interval):

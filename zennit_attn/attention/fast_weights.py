@@ -22,9 +22,9 @@ class DPFP(nn.Module):
 
     Parameters
     ----------
-    nu : int, optional
+    nu: int, optional
         Number of shifts, which makes ``2 nu`` features of each.
-    eps : float, optional
+    eps: float, optional
         Added to the sum.
     '''
     def __init__(self, nu=1, eps=1e-6):
@@ -52,9 +52,9 @@ class HeadProjection(nn.Module):
 
     Parameters
     ----------
-    d_model, heads, d_k : int
+    d_model, heads, d_k: int
         Number of input features, of heads, and of features of each head.
-    bias : bool
+    bias: bool
         Whether the layer has a bias.
     '''
     def __init__(self, d_model, heads, d_k, bias):
@@ -76,13 +76,13 @@ class FastWeightsAttention(nn.Module):
 
     Parameters
     ----------
-    heads, d_model : int
+    heads, d_model: int
         Number of heads and of features of a token.
-    dropout_prob : float
+    dropout_prob: float
         Kept for compatibility: the original has a dropout layer that it does not call.
-    phi : torch.nn.Module
+    phi: torch.nn.Module
         Feature map of queries and keys, such as :class:`DPFP`.
-    backend : str, optional
+    backend: str, optional
         Backend of :func:`zennit_attn.attention.delta_rule`.
     '''
     def __init__(self, heads, d_model, dropout_prob, phi, backend=None):
@@ -114,15 +114,15 @@ class FeedForward(nn.Module):
 
     Parameters
     ----------
-    d_model, d_ff : int
+    d_model, d_ff: int
         Outer and inner number of features.
-    dropout : float, optional
+    dropout: float, optional
         Probability for the inner features.
-    activation : torch.nn.Module, optional
+    activation: torch.nn.Module, optional
         Activation ``f``, a ReLU of its own by default.
-    is_gated : bool, optional
+    is_gated: bool, optional
         Whether a second linear layer gates the first.
-    bias1, bias2, bias_gate : bool, optional
+    bias1, bias2, bias_gate: bool, optional
         Which of the layers have a bias.
     '''
     def __init__(self, d_model, d_ff, dropout=0.1, activation=None, is_gated=False, bias1=True, bias2=True,
@@ -149,13 +149,13 @@ class FastWeightsAttentionTransformerLayer(nn.Module):
 
     Parameters
     ----------
-    d_model : int
+    d_model: int
         Features of a token.
-    attn : FastWeightsAttention
+    attn: FastWeightsAttention
         Attention, which sees the stream as it is: ``norm_self_attn`` has parameters, but the original does not call it.
-    feed_forward : torch.nn.Module
+    feed_forward: torch.nn.Module
         Feed-forward, which sees the normalized stream.
-    dropout_prob : float
+    dropout_prob: float
         Probability for what is added.
     '''
     def __init__(self, *, d_model, attn, feed_forward, dropout_prob):
@@ -178,9 +178,9 @@ class FastWeightsAttentionTransformer(nn.Module):
 
     Parameters
     ----------
-    layer : FastWeightsAttentionTransformerLayer
+    layer: FastWeightsAttentionTransformerLayer
         The layer to copy.
-    n_layers : int
+    n_layers: int
         Number of copies.
     '''
     def __init__(self, layer, n_layers):

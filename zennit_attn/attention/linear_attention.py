@@ -17,11 +17,11 @@ class LinearAttention(nn.Module):
 
     Parameters
     ----------
-    dim : int
+    dim: int
         Channels of the input and output.
-    heads : int, optional
+    heads: int, optional
         Number of heads.
-    dim_head : int, optional
+    dim_head: int, optional
         Channels of each head.
     '''
     def __init__(self, dim, heads=4, dim_head=32):
@@ -40,7 +40,7 @@ class LinearAttention(nn.Module):
 
         Parameters
         ----------
-        x : torch.Tensor
+        x: torch.Tensor
             Feature maps of shape ``(b, dim, height, width)``.
 
         Returns
@@ -65,7 +65,7 @@ class ChannelRMSNorm(nn.Module):
 
     Parameters
     ----------
-    dim : int
+    dim: int
         Number of channels ``c``.
     '''
     def __init__(self, dim):
@@ -83,9 +83,9 @@ class MemoryLinearAttention(LinearAttention):
 
     Parameters
     ----------
-    dim, heads, dim_head : int
+    dim, heads, dim_head: int
         As in :class:`LinearAttention`.
-    num_mem_kv : int, optional
+    num_mem_kv: int, optional
         Number of learned keys and values.
     '''
     def __init__(self, dim, heads=4, dim_head=32, num_mem_kv=4):

@@ -31,19 +31,19 @@ class MultiheadAttention(nn.Module):
 
     Parameters
     ----------
-    embed_dim, num_heads : int
+    embed_dim, num_heads: int
         Features of a token, and number of heads they are split into.
-    dropout : float, optional
+    dropout: float, optional
         Probability for attention weights.
-    bias : bool, optional
+    bias: bool, optional
         Whether the projections have biases.
-    add_bias_kv : bool, optional
+    add_bias_kv: bool, optional
         Whether a learned key and value join every sequence.
-    add_zero_attn : bool, optional
+    add_zero_attn: bool, optional
         Whether a key and value of zeros join every sequence.
-    kdim, vdim : int, optional
+    kdim, vdim: int, optional
         Features of keys and values, by default ``embed_dim``.
-    batch_first : bool, optional
+    batch_first: bool, optional
         Whether sequences are ``(b, n, embed_dim)`` rather than ``(n, b, embed_dim)``.
     '''
     def __init__(self, embed_dim, num_heads, dropout=0., bias=True, add_bias_kv=False, add_zero_attn=False, kdim=None,
@@ -154,18 +154,18 @@ class MultiheadAttention(nn.Module):
 
         Parameters
         ----------
-        query, key, value : torch.Tensor
+        query, key, value: torch.Tensor
             Sequences ``(n, b, embed_dim)``, ``(m, b, kdim)`` and ``(m, b, vdim)``, batch first if the module is, or
             without a batch.
-        key_padding_mask : torch.Tensor, optional
+        key_padding_mask: torch.Tensor, optional
             Boolean (True for keys to ignore) or additive, of shape ``(b, m)``.
-        need_weights : bool, optional
+        need_weights: bool, optional
             Whether to return the attention weights.
-        attn_mask : torch.Tensor, optional
+        attn_mask: torch.Tensor, optional
             Boolean (True where attention is forbidden) or additive, of shape ``(n, m)`` or ``(b h, n, m)``.
-        average_attn_weights : bool, optional
+        average_attn_weights: bool, optional
             Whether the weights are averaged over heads.
-        is_causal : bool, optional
+        is_causal: bool, optional
             A hint that ``attn_mask`` is causal. As in torch, a causal mask over all keys, the appended ones too, takes
             its place if neither weights are returned nor keys are padded.
 

@@ -38,19 +38,19 @@ class Attention(nn.Module):
 
     Parameters
     ----------
-    dim : int
+    dim: int
         Features of a token.
-    causal : bool, optional
+    causal: bool, optional
         Whether tokens attend only to earlier ones.
-    heads, dim_head : int, optional
+    heads, dim_head: int, optional
         Number of heads and features of each; ``dim_head=None`` is ``dim / heads``.
-    local_heads, local_window_size : int, optional
+    local_heads, local_window_size: int, optional
         How many heads attend only within windows, and how long these are.
-    dropout : float, optional
+    dropout: float, optional
         Probability for the output.
-    qkv_bias, attn_out_bias : bool, optional
+    qkv_bias, attn_out_bias: bool, optional
         Whether the projections have biases.
-    **options : object
+    **options: object
         Of :class:`FastAttention`.
     '''
     def __init__(self, dim, causal=False, heads=8, dim_head=64, local_heads=0, local_window_size=256, dropout=0.,
@@ -98,11 +98,11 @@ class SelfAttention(Attention):
 
         Parameters
         ----------
-        x : torch.Tensor
+        x: torch.Tensor
             Sequences of shape ``(b, n, dim)``.
-        pos_emb : torch.Tensor, optional
+        pos_emb: torch.Tensor, optional
             Sines and cosines of shape ``(1, n, dim_head)`` to rotate queries and keys with.
-        mask : torch.Tensor, optional
+        mask: torch.Tensor, optional
             True for tokens to keep, of shape ``(b, n)``.
         '''
         check_features(x, 3, self.to_q.in_features)
@@ -136,33 +136,33 @@ class Performer(nn.Module):
 
     Parameters
     ----------
-    dim, depth, heads, dim_head : int
+    dim, depth, heads, dim_head: int
         Features of a token, number of layers, number of heads, and features of a head.
-    local_attn_heads : int or tuple of int, optional
+    local_attn_heads: int or tuple of int, optional
         Number of local heads, of all layers or of each.
-    local_window_size : int, optional
+    local_window_size: int, optional
         Length of the windows of local heads.
-    causal : bool, optional
+    causal: bool, optional
         Whether tokens attend only to earlier ones.
-    ff_mult, ff_chunks : int, optional
+    ff_mult, ff_chunks: int, optional
         Inner features of a feed-forward network by ``dim``, and number of pieces that it takes of a sequence.
-    nb_features, generalized_attention, kernel_fn, no_projection, causal_backend : optional
+    nb_features, generalized_attention, kernel_fn, no_projection, causal_backend: optional
         Features and causal product, see :class:`FastAttention`.
-    feature_redraw_interval : int or None, optional
+    feature_redraw_interval: int or None, optional
         Passes in training until random features are redrawn.
-    reversible : bool, optional
+    reversible: bool, optional
         Whether layers are coupled reversibly, see ``ReversibleSequence``.
-    use_scalenorm, use_rezero : bool, optional
+    use_scalenorm, use_rezero: bool, optional
         Normalize by length, or scale the output instead, rather than by layer norm.
-    ff_glu, shift_tokens : bool, optional
+    ff_glu, shift_tokens: bool, optional
         Whether feed-forward networks are gated, and features are shifted by a token.
-    ff_dropout, attn_dropout : float, optional
+    ff_dropout, attn_dropout: float, optional
         Probabilities in feed-forward networks and attention.
-    cross_attend : bool, optional
+    cross_attend: bool, optional
         Whether each layer is followed by one that attends to a context.
-    auto_check_redraw : bool, optional
+    auto_check_redraw: bool, optional
         Whether each pass counts towards a redraw.
-    qkv_bias, attn_out_bias : bool, optional
+    qkv_bias, attn_out_bias: bool, optional
         Whether projections have biases.
     '''
     def __init__(self, dim, depth, heads, dim_head, local_attn_heads=0, local_window_size=256, causal=False, ff_mult=4,
@@ -216,15 +216,15 @@ class Performer(nn.Module):
 
         Parameters
         ----------
-        x : torch.Tensor
+        x: torch.Tensor
             Sequences of shape ``(b, n, dim)``.
-        pos_emb : torch.Tensor, optional
+        pos_emb: torch.Tensor, optional
             Sines and cosines of shape ``(1, n, dim_head)`` to rotate queries and keys with.
-        mask : torch.Tensor, optional
+        mask: torch.Tensor, optional
             True for tokens to keep, of shape ``(b, n)``.
-        context : torch.Tensor, optional
+        context: torch.Tensor, optional
             What layers that cross attend see, of shape ``(b, m, dim)``.
-        context_mask : torch.Tensor, optional
+        context_mask: torch.Tensor, optional
             True for tokens of the context to keep, of shape ``(b, m)``.
 
         Returns
@@ -249,21 +249,21 @@ class PerformerLM(nn.Module):
 
     Parameters
     ----------
-    num_tokens, max_seq_len : int
+    num_tokens, max_seq_len: int
         Number of known tokens, and length of the longest sequence.
-    dim, depth, heads, dim_head : int
+    dim, depth, heads, dim_head: int
         Features of a token, number of layers, number of heads, and features of a head.
-    emb_dropout : float, optional
+    emb_dropout: float, optional
         Probability for the embedded tokens.
-    tie_embed : bool, optional
+    tie_embed: bool, optional
         Whether logits are products with the token embedding.
-    rotary_position_emb, axial_position_emb : bool, optional
+    rotary_position_emb, axial_position_emb: bool, optional
         Rotary positions (with sinusoidal ones added to the tokens) or else axial ones, or else a learned table.
-    axial_position_shape : tuple of int, optional
+    axial_position_shape: tuple of int, optional
         Sizes of the axes of axial positions, by default ``(max_seq_len / 64, 64)``.
-    qkv_bias, attn_out_bias : bool, optional
+    qkv_bias, attn_out_bias: bool, optional
         Whether projections have biases.
-    **options : object
+    **options: object
         Of :class:`Performer`.
     '''
     def __init__(self, *, num_tokens, max_seq_len, dim, depth, heads, dim_head=64, emb_dropout=0., tie_embed=False,
@@ -296,11 +296,11 @@ class PerformerLM(nn.Module):
 
         Parameters
         ----------
-        x : torch.Tensor
+        x: torch.Tensor
             Tokens of shape ``(b, n)``.
-        return_encodings : bool, optional
+        return_encodings: bool, optional
             Whether to return the normalized features ``(b, n, dim)`` instead.
-        **kwargs : torch.Tensor
+        **kwargs: torch.Tensor
             Masks and context of :meth:`Performer.forward`.
 
         Returns

@@ -10,7 +10,7 @@ class Always(nn.Module):
 
     Parameters
     ----------
-    val : object
+    val: object
         The value.
     '''
     def __init__(self, val):
@@ -27,7 +27,7 @@ class AbsolutePositionalEmbedding(nn.Module):
 
     Parameters
     ----------
-    dim, max_seq_len : int
+    dim, max_seq_len: int
         Features of a token and length of the longest sequence.
     '''
     def __init__(self, dim, max_seq_len):
@@ -45,7 +45,7 @@ class FixedPositionalEmbedding(nn.Module):
 
     Parameters
     ----------
-    dim, max_seq_len : int
+    dim, max_seq_len: int
         Number of features, which is even, and length of the longest sequence.
     '''
     def __init__(self, dim, max_seq_len):
@@ -67,9 +67,9 @@ def rotate(x, positions):
 
     Parameters
     ----------
-    x : torch.Tensor
+    x: torch.Tensor
         Queries or keys of shape ``(b, h, n, d)``.
-    positions : torch.Tensor
+    positions: torch.Tensor
         Sines and cosines of shape ``(1, n, d)`` from :class:`FixedPositionalEmbedding`.
 
     Returns

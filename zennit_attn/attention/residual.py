@@ -12,7 +12,7 @@ class ReZero(nn.Module):
 
     Parameters
     ----------
-    fn : torch.nn.Module
+    fn: torch.nn.Module
         The function.
     '''
     def __init__(self, fn):
@@ -30,11 +30,11 @@ class PreScaleNorm(nn.Module):
 
     Parameters
     ----------
-    dim : int
+    dim: int
         Number of features, which does not matter here.
-    fn : torch.nn.Module
+    fn: torch.nn.Module
         The function.
-    eps : float, optional
+    eps: float, optional
         Least length.
     '''
     def __init__(self, dim, fn, eps=1e-5):
@@ -54,9 +54,9 @@ class PreLayerNorm(nn.Module):
 
     Parameters
     ----------
-    dim : int
+    dim: int
         Number of features.
-    fn : torch.nn.Module
+    fn: torch.nn.Module
         The function.
     '''
     def __init__(self, dim, fn):
@@ -74,9 +74,9 @@ class PreShiftTokens(nn.Module):
 
     Parameters
     ----------
-    shifts : tuple of int
+    shifts: tuple of int
         By how many tokens each part is shifted, to later ones if positive.
-    fn : torch.nn.Module
+    fn: torch.nn.Module
         The function.
     '''
     def __init__(self, shifts, fn):
@@ -106,11 +106,11 @@ class Chunk(nn.Module):
 
     Parameters
     ----------
-    chunks : int
+    chunks: int
         Number of pieces.
-    fn : torch.nn.Module
+    fn: torch.nn.Module
         The function.
-    along_dim : int, optional
+    along_dim: int, optional
         Axis to cut along.
     '''
     def __init__(self, chunks, fn, along_dim=-1):
@@ -131,15 +131,15 @@ class FeedForward(nn.Module):
 
     Parameters
     ----------
-    dim : int
+    dim: int
         Outer number of features.
-    mult : int, optional
+    mult: int, optional
         Inner number of features by ``dim``.
-    dropout : float, optional
+    dropout: float, optional
         Probability for the inner features.
-    activation : type, optional
+    activation: type, optional
         Type of the activation, GELU by default.
-    glu : bool, optional
+    glu: bool, optional
         Whether activated features are multiplied by as many that are not.
     '''
     def __init__(self, dim, mult=4, dropout=0., activation=None, glu=False):
@@ -165,7 +165,7 @@ class ResidualSequence(nn.Module):
 
     Parameters
     ----------
-    layers : iterable of pairs of torch.nn.Module
+    layers: iterable of pairs of torch.nn.Module
         The functions ``f`` (attention) and ``g`` (feed-forward).
     '''
     def __init__(self, layers):
@@ -188,7 +188,7 @@ class Wrapped(nn.Module):
 
     Parameters
     ----------
-    net : torch.nn.Module
+    net: torch.nn.Module
         The function.
     '''
     def __init__(self, net):
@@ -205,7 +205,7 @@ class ReversibleBlock(nn.Module):
 
     Parameters
     ----------
-    f, g : torch.nn.Module
+    f, g: torch.nn.Module
         Attention and feed-forward.
     '''
     def __init__(self, f, g):
@@ -227,7 +227,7 @@ class ReversibleSequence(nn.Module):
 
     Parameters
     ----------
-    layers : iterable of pairs of torch.nn.Module
+    layers: iterable of pairs of torch.nn.Module
         The functions ``f`` (attention) and ``g`` (feed-forward).
     '''
     def __init__(self, layers):

@@ -18,9 +18,9 @@ class PreNorm(nn.Module):
 
     Parameters
     ----------
-    dim : int
+    dim: int
         Number of features.
-    fn : torch.nn.Module
+    fn: torch.nn.Module
         What comes after.
     '''
     def __init__(self, dim, fn):
@@ -38,11 +38,11 @@ class FeedForward(nn.Module):
 
     Parameters
     ----------
-    dim, hidden_dim : int
+    dim, hidden_dim: int
         Outer and inner number of features.
-    dropout : float, optional
+    dropout: float, optional
         Probability after each of both layers.
-    norm : bool, optional
+    norm: bool, optional
         Whether to normalize first, as in ``vit-pytorch``.
     '''
     def __init__(self, dim, hidden_dim, dropout=0., norm=False):
@@ -64,13 +64,13 @@ class Attention(nn.Module):
 
     Parameters
     ----------
-    dim : int
+    dim: int
         Features of a token.
-    heads, dim_head : int, optional
+    heads, dim_head: int, optional
         Number of heads and features of each.
-    dropout : float, optional
+    dropout: float, optional
         Probability for attention weights and outputs.
-    norm : bool, optional
+    norm: bool, optional
         Whether to normalize first, as in ``vit-pytorch``.
     '''
     def __init__(self, dim, heads=8, dim_head=64, dropout=0., norm=False):
@@ -98,9 +98,9 @@ class Transformer(nn.Module):
 
     Parameters
     ----------
-    blocks : iterable of pairs of torch.nn.Module
+    blocks: iterable of pairs of torch.nn.Module
         Attention and feed-forward of each layer.
-    norm : torch.nn.Module, optional
+    norm: torch.nn.Module, optional
         What the last stream goes through.
     '''
     def __init__(self, blocks, norm=None):
@@ -151,7 +151,7 @@ class _ViT(nn.Module):
 
         Parameters
         ----------
-        img : torch.Tensor
+        img: torch.Tensor
             Images of shape ``(b, channels, height, width)``, at most as large as ``image_size``.
 
         Returns
@@ -175,15 +175,15 @@ class ViT(_ViT):
 
     Parameters
     ----------
-    image_size, patch_size : int or tuple of int
+    image_size, patch_size: int or tuple of int
         Size of images and patches, or height and width of each.
-    num_classes, dim, depth, heads, mlp_dim : int
+    num_classes, dim, depth, heads, mlp_dim: int
         Number of classes, features of a token, layers, heads and inner features of a feed-forward.
-    pool : {'cls', 'mean'}, optional
+    pool: {'cls', 'mean'}, optional
         Whether the class token or the mean of all tokens is classified. The class token is there in both cases.
-    channels, dim_head : int, optional
+    channels, dim_head: int, optional
         Channels of an image and features of a head.
-    dropout, emb_dropout : float, optional
+    dropout, emb_dropout: float, optional
         Probabilities in the layers and of the embedded tokens.
     '''
     def __init__(self, *, image_size, patch_size, num_classes, dim, depth, heads, mlp_dim, pool='cls', channels=3,

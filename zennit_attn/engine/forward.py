@@ -22,7 +22,12 @@ from .origins import Origin, follow
 from .tags import Tag, origin_of, tag_of, twin_of
 
 if TYPE_CHECKING:
+    from ..propagation import Running
     from .mode import Engine
+
+    def as_rules_see_it(forward: Forward) -> Running:
+        '''A forward is all that rules may expect it to be.'''
+        return forward
 
 
 class Forward:
@@ -159,17 +164,17 @@ class Forward:
         '''Tag what an operator returned.'''
         if isinstance(output, torch.Tensor):
             if output.requires_grad:
-                self._mark(output, origin, twin and partial(twin.resolve, 0))
+                self._mark(output, origin, None if twin is None else partial(twin.resolve, 0))
         elif isinstance(output, (tuple, list)):
             for index, item in enumerate(output):
                 if isinstance(item, torch.Tensor):
                     if item.requires_grad:
-                        self._mark(item, origin, twin and partial(twin.resolve, index))
+                        self._mark(item, origin, None if twin is None else partial(twin.resolve, index))
                 else:
                     self.mark(item)
         return output
 
-    def _mark(self, tensor, origin, twin):
+    def _mark(self, tensor: Any, origin: Origin | None, twin: Callable | None) -> None:
         if not torch.is_grad_enabled():
             # A view that is made without gradients claims to require one all the same, but none ever reaches its base.
             tensor.lrp_tag = self.constant_tag
@@ -190,7 +195,7 @@ class Forward:
             twin = Reindexed(call, call.record) if self.assignments.modules and moves else None
             self.mark(output, origin, twin)
 
-    def _mark_target(self, call, origin):
+    def _mark_target(self, call: Call, origin: Origin | None) -> None:
         target, several = call.args[0], len(call.operands) > 1
         if call.operator.overwrites and not several and call.carries(target):
             self.mark_constant(target)
@@ -240,7 +245,7 @@ class Forward:
         self.accept(type(tensor.grad_fn).__name__, 'it is used here, and its code cannot be seen', where)
         tensor.lrp_tag = self.carrying_tag  # type: ignore[attr-defined]
 
-    def _is_known(self, tensor, inside):
+    def _is_known(self, tensor: torch.Tensor, inside: bool) -> bool:
         if inside:
             # The identity around a module with a backward hook of the user, whose result is a view that it made itself.
             return type(tensor.grad_fn).__name__ == 'BackwardHookFunctionBackward'
@@ -255,7 +260,7 @@ class Forward:
 
     # ---- why not -----------------------------------------------------------------------------------------------------
 
-    def _why_none(self, outputs):
+    def _why_none(self, outputs: list) -> str:
         root = self.location.name_of(self.location.root)
         opaque = [type(output).__name__ for output in outputs if hasattr(output, '__dict__')
                   and not isinstance(output, torch.Tensor)]
@@ -267,7 +272,7 @@ class Forward:
         ends = reference is not None and any(reference() is output for output in outputs)
         return messages.no_relevance(root, messages.ends_at_gate(name, module, line, ends))
 
-    def _why_untracked(self, tensor, tag, where):
+    def _why_untracked(self, tensor: torch.Tensor, tag: Tag | None, where: str | None) -> str:
         module, line = self.locate()
         shape, at = tuple(tensor.shape), where or module
         if tensor.grad_fn is None:

@@ -1,8 +1,8 @@
 '''Where a tensor comes from, as far as a product has to know: an activation of something, and what it is at zero.
 
 A factor of a product is a gate if it is a function of each element that does not vanish at zero, ``elu(x) + 1`` or
-``relu6(x + 3) / 6``, or one that saturates, such as ``tanh``. This is decided at the product and not at the sum, because
-the same tensor may also go on along the stream, where the sum is an activation and a constant.
+``relu6(x + 3) / 6``, or one that saturates, such as ``tanh``. This is decided at the product and not at the sum,
+because the same tensor may also go on along the stream, where the sum is an activation and a constant.
 '''
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ def follow(call: Call, origins: list[Origin | None]) -> Origin | None:
 
 def _but_for(call, origins, positions):
     '''The origins of the operands that are more than a denominator, or a shape.'''
-    others = [tensor for position, arg in enumerate(call.args) if position not in positions for tensor in tensors_in(arg)]
+    arguments = [arg for position, arg in enumerate(call.args) if position not in positions]
+    others = tensors_in(*arguments)
     return [origin for operand, origin in zip(call.operands, origins, strict=True)
             if any(operand is tensor for tensor in others)]
 

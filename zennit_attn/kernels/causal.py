@@ -108,7 +108,7 @@ def backends(device='cpu'):
 
     Parameters
     ----------
-    device : str, optional
+    device: str, optional
         Type of device, ``'cpu'`` or ``'cuda'``.
 
     Returns
@@ -203,11 +203,11 @@ def causal_dot_product(q, k, v, backend=None):
 
     Parameters
     ----------
-    q, k : torch.Tensor
+    q, k: torch.Tensor
         Queries and keys of shape ``(..., n, d)``, after their feature maps.
-    v : torch.Tensor
+    v: torch.Tensor
         Values of shape ``(..., n, e)``.
-    backend : str, optional
+    backend: str, optional
         ``'chunked'`` (the default, plain torch), ``'cumsum'`` (the article's reference, which needs ``d e`` numbers a
         token) or ``'fast_transformers'`` (EPFL's extension, float32 only).
 

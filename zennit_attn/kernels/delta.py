@@ -100,13 +100,13 @@ def delta_rule(q, k, v, beta, backend=None):
 
     Parameters
     ----------
-    q, k : torch.Tensor
+    q, k: torch.Tensor
         Queries and keys of shape ``(..., n, d)``, after their feature maps.
-    v : torch.Tensor
+    v: torch.Tensor
         Values of shape ``(..., n, e)``.
-    beta : torch.Tensor
+    beta: torch.Tensor
         How much of the held value is replaced, shape ``(..., n)``.
-    backend : str, optional
+    backend: str, optional
         ``'chunked'`` (the default) or ``'loop'`` (one step a token, the reference).
 
     Returns

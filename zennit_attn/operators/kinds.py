@@ -9,6 +9,8 @@ from typing import Any
 
 #: All positions.
 ALL = range(sys.maxsize)
+#: Stands for the positions that follow from the kind.
+BY_KIND = range(0)
 
 
 class Kind(Enum):
@@ -38,7 +40,7 @@ class Kind(Enum):
 
     sentence: str
 
-    def __new__(cls, value: str, sentence: str):
+    def __new__(cls, value: str, sentence: str) -> Kind:
         member = object.__new__(cls)
         member._value_ = value
         member.sentence = sentence
@@ -137,7 +139,7 @@ class Operator:
     inplace: bool = False
     flag: int | None = None
     signature: tuple[str, ...] = ()
-    factors: Sequence[int] | None = None
+    factors: Sequence[int] = BY_KIND
     steered: tuple[int, ...] = ()
     affine: bool = False
     pairwise: bool = False
@@ -164,8 +166,8 @@ class Operator:
     decomposed_by: Sequence[int] = ()
     direct: int = field(init=False, default=0)
 
-    def __post_init__(self):
-        if self.factors is None:
+    def __post_init__(self) -> None:
+        if self.factors is BY_KIND:
             object.__setattr__(self, 'factors', ALL if self.kind in PRODUCTS else ())
         object.__setattr__(self, 'direct', self._operands_for_autograd())
 

@@ -59,7 +59,7 @@ def propose(function: Callable, args: tuple, kwargs: Mapping) -> str | None:
     return f'register_operator({", ".join(words)})'
 
 
-def _positional(function, args, kwargs):
+def _positional(function: Callable, args: tuple, kwargs: Mapping) -> tuple[tuple, Mapping, str]:
     '''Return the arguments with tensors by position, and the names that these positions have.'''
     if not tensors_in(kwargs):
         return args, kwargs, ''

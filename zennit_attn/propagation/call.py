@@ -1,7 +1,7 @@
 '''One call of an operator, and all that a rule may ask of the forward that it belongs to.'''
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..operators import Kind, Operator, out_of_place
@@ -72,7 +72,7 @@ class Call:
         if kwargs and operator.signature or 'other' in kwargs or 'input' in kwargs:
             self._to_positional(operator.signature or ('input', 'other'))
 
-    def _to_positional(self, signature):
+    def _to_positional(self, signature: Sequence[str]) -> None:
         self.kwargs = dict(self.kwargs)
         for name in signature[len(self.args):]:
             if name not in self.kwargs:
@@ -133,7 +133,7 @@ class Call:
         '''Whether an argument is one of the operands that carry relevance.'''
         return any(tensor is operand for operand in self.operands)
 
-    def carries_at(self, positions) -> bool:
+    def carries_at(self, positions: Sequence[int]) -> bool:
         '''Whether an operand that carries relevance is, or is in, one of the arguments at some positions.'''
         if not positions:
             return False
@@ -154,7 +154,7 @@ class Call:
         arguments = [arg for position, arg in enumerate(self.args) if position not in factors]
         return [tensor for tensor in tensors_in(*arguments, self.kwargs) if not self.carries(tensor)]
 
-    def detached(self, positions) -> list:
+    def detached(self, positions: Sequence[int]) -> list:
         '''The positional arguments, with those at some positions detached where they carry relevance.'''
         return [arg.detach() if position in positions and self.carries(arg) else arg
                 for position, arg in enumerate(self.args)]
@@ -162,7 +162,9 @@ class Call:
     def flatten_mask(self) -> None:
         '''Make of a mask of attention a plain tensor of two axes or more, as torch's own kernels see it.'''
         position = self.operator.mask
-        mask = self.args[position] if len(self.args) > position else self.kwargs.get('attn_mask')
+        mask: Any = self.kwargs.get('attn_mask')
+        if position is not None and len(self.args) > position:
+            mask = self.args[position]
         if not hasattr(mask, 'ndim'):
             return
         plain = mask._materialize(self.args[0].device) if hasattr(mask, '_materialize') else mask

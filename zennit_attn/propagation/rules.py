@@ -4,6 +4,7 @@ With ``R_x = x * g_x``, what flows backward here is ``g``. Every rule below runs
 backward pass is the rule: plain autograd is LRP-0 for whatever is linear, products divide by the number of their
 factors, gates are constants, activations scale by ``y / x``.
 '''
+from collections.abc import Callable
 from numbers import Real
 
 import torch
@@ -280,7 +281,7 @@ def decomposed(call, rules=None):
 
 
 #: The rule of each kind of operator, for operators to which a composite gives none.
-RULES = {
+RULES: dict[Kind, Callable] = {
     Kind.REARRANGE: rearrange, Kind.SELECT: select, Kind.ADD: add, Kind.LINEAR: linear, Kind.EINSUM: uniform,
     Kind.MULTIPLY: multiply, Kind.SOFTMAX: constant, Kind.ATTENTION: attention, Kind.GATE: gate,
     Kind.ACTIVATION: activation, Kind.NORMALIZATION: normalization, Kind.COMPOSED: decomposed,
