@@ -6,23 +6,17 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from cases import advice, unknown
-from helpers import Snapshot, assert_closed, assert_restored, one_hot
+from helpers import Snapshot, assert_restored, one_hot
 from zennit_attn import operators
 from zennit_attn.composites import CPLRP, AttnLRP
 from zennit_attn.conservation import audit
 from zennit_attn.errors import UnsupportedOperator
 from zennit_attn.operators import probe
 from zennit_attn.operators.refusals import GROUPS, REASONS
-from zennit_attn.testing import check_explanation
+
+from .helpers import follows, seeded
 
 ADVISED = {**advice.CASES, **advice.FORMS}
-
-
-def seeded(function, *args):
-    '''What a function returns that may draw at random.'''
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(1)
-        return function(*args)
 
 
 def reason_of(model, input):
@@ -32,16 +26,6 @@ def reason_of(model, input):
         audit(model, CPLRP(), input, one_hot)
     assert_restored(before, model)
     return re.search(r'no rule is known for it: (.*)', str(info.value))[1]
-
-
-def follows(model, input, composite=CPLRP, draws=False):
-    '''An explanation that is complete, and not empty. What draws at random has no forward to compare with.'''
-    if draws:
-        ledger = audit(model, composite(), input, one_hot)
-        assert_closed(ledger)
-    else:
-        ledger = check_explanation(model, input, composite(), one_hot)
-    assert ledger.input.abs().min() > 0
 
 
 @pytest.fixture
@@ -63,8 +47,7 @@ def test_advice_of_a_reason_closes_the_ledger(name, stand_ins):
     case = ADVISED[name]
     (model, input), (other, _) = advice.build(case.refused), advice.build(case.advised)
     model.train(case.trains)
-    why = reason_of(model, input)
-    assert why == REASONS[name] if name in REASONS else why
+    assert REASONS.get(name, '') in reason_of(model, input)
     follows(other, input, draws=case.draws)
     if case.same:
         expected, actual = (seeded(module, input) for module in (model, other))
