@@ -2,7 +2,6 @@
 import os
 import re
 import shutil
-import tomllib
 from pathlib import Path
 
 DOCS = Path(__file__).parent
@@ -11,7 +10,7 @@ NOTEBOOKS = DOCS.parent / 'notebooks'
 project = 'zennit-attn'
 author = 'the authors of zennit-attn'
 copyright = author
-release = version = tomllib.loads((DOCS.parent / 'pyproject.toml').read_text())['project']['version']
+release = version = re.search(r"^version = '(.+)'", (DOCS.parent / 'pyproject.toml').read_text(), re.MULTILINE)[1]
 
 extensions = [
     'sphinx.ext.autodoc',

@@ -70,16 +70,14 @@ class _Bound:
     @classmethod
     def of(cls, operator_type, call):
         bound = cls.type_for(operator_type)()
-        object.__setattr__(bound, 'call', call)
-        positions = call.operator.factors
-        weights = _constants(call, [arg for position, arg in enumerate(call.args) if position in positions])
-        biases = _constants(call, [arg for position, arg in enumerate(call.args) if position not in positions])
-        parameters = {'weight': weights[:1], 'bias': biases[:1] if call.operator.kind is Kind.LINEAR else []}
-        for name, tensors in parameters.items():
+        factors, others = weights_of(call), constants_at(call, lambda position: position not in call.operator.factors)
+        biases = others[:1] if call.operator.kind is Kind.LINEAR else []
+        for name, tensors in (('weight', factors[:1]), ('bias', biases)):
             for tensor in tensors:
                 bound.register_parameter(name, Parameter(tensor, requires_grad=False))
-        object.__setattr__(bound, 'constants', {id(tensor): name for name, tensors in parameters.items()
-                                                for tensor in tensors})
+        object.__setattr__(bound, 'call', call)
+        object.__setattr__(bound, 'constants', {
+            id(tensor): name for name, (tensor, *_) in (('weight', factors or [None]), ('bias', biases or [None]))})
         return bound
 
     def forward(self, *operands):
@@ -94,8 +92,15 @@ class _Bound:
         return getattr(self, self.constants[id(arg)]) if id(arg) in self.constants else arg
 
 
-def _constants(call, arguments):
+def constants_at(call, holds):
+    '''The constant floating point tensors among the arguments at positions for which `holds`.'''
+    arguments = [arg for position, arg in enumerate(call.args) if holds(position)]
     return [tensor for tensor in tensors_in(*arguments) if not call.carries(tensor) and tensor.is_floating_point()]
+
+
+def weights_of(call):
+    '''The constant factors of a product: what a rule takes for its weights.'''
+    return constants_at(call, lambda position: position in call.operator.factors)
 
 
 class Rearrange(OperatorModule):

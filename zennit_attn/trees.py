@@ -35,7 +35,7 @@ def substitute(tree, function):
     return tree
 
 
-def _items(tree):
+def items_of(tree):
     '''Return the parts of a container by their keys, or None for anything else.'''
     if isinstance(tree, dict):
         return dict(tree)
@@ -48,7 +48,7 @@ def _items(tree):
 
 def leaves(tree):
     '''Return what nested containers hold, in order: tensors, and whatever is no container.'''
-    items = _items(tree)
+    items = items_of(tree)
     return [tree] if items is None else [leaf for item in items.values() for leaf in leaves(item)]
 
 
@@ -61,8 +61,12 @@ def rebuilt(tree, function):
     '''Return nested containers with `function` applied to every tensor; what does not change stays the same object.'''
     if isinstance(tree, torch.Tensor):
         return function(tree)
-    items = _items(tree)
-    changed = {key: rebuilt(item, function) for key, item in (items or {}).items()}
+    items = items_of(tree) or {}
+    return with_items(tree, items, {key: rebuilt(item, function) for key, item in items.items()})
+
+
+def with_items(tree, items, changed):
+    '''Return a container with other parts than those of :py:func:`items_of`; the same object if nothing changes.'''
     if all(changed[key] is items[key] for key in changed):
         return tree
     if isinstance(tree, tuple):

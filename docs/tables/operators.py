@@ -16,7 +16,7 @@ INTRODUCTION = f'''# Operators
 <!-- written by docs/tables/operators.py -->
 
 Every function of torch by base name: `add` stands for `torch.add`, `Tensor.add_` and `+`. Functions that are missing
-here hand over to others that are not, or are refused as unknown.
+here hand over to others that are not, or are refused as unknown. Not every supported version of torch has all of them.
 
 `python docs/tables/operators.py` wrote this page, with torch {torch.__version__.partition('+')[0]}.
 '''

@@ -5,6 +5,8 @@ import sys
 import sysconfig
 import tarfile
 
+import torch
+
 PACKAGE, FOLDER, KERNEL = 'pytorch-fast-transformers', 'fast_transformers', 'causal_product_cpu'
 
 
@@ -42,7 +44,9 @@ def build(directory):
     room = package / 'causal_product'
     includes = [f'-I{path}' for path in (*include_paths(), sysconfig.get_paths()['include'])]
     libraries = [flag for path in library_paths() for flag in (f'-L{path}', f'-Wl,-rpath,{path}')]
-    run(compiler, '-O2', '-shared', '-fPIC', '-std=c++20', '-fopenmp', f'-DTORCH_EXTENSION_NAME={KERNEL}', *includes,
-        str(room / f'{KERNEL}.cpp'), *libraries, '-ltorch', '-ltorch_cpu', '-lc10', '-ltorch_python',
+    # Before torch 2.7, that of the package index keeps strings as C++ did before 2011.
+    strings = f'-D_GLIBCXX_USE_CXX11_ABI={torch.compiled_with_cxx11_abi():d}'
+    run(compiler, '-O2', '-shared', '-fPIC', '-std=c++20', '-fopenmp', strings, f'-DTORCH_EXTENSION_NAME={KERNEL}',
+        *includes, str(room / f'{KERNEL}.cpp'), *libraries, '-ltorch', '-ltorch_cpu', '-lc10', '-ltorch_python',
         '-o', str(room / f'{KERNEL}.so'))
     return package.parent

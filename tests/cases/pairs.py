@@ -4,6 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention.bias import causal_upper_left
 
+from versions import since
+
 MASK = torch.tensor([[1, 0, 0, 1, 0]], dtype=torch.bool).expand(5, 5)
 
 
@@ -119,3 +121,5 @@ PAIRS = {
     'written by narrow': (lambda m, y: written(m.pos.repeat(3, 1, 1), lambda b: b.narrow(1, 2, 2), y[:, :2]),
                           lambda m, y: m.pos + F.pad(y[:, :2], (0, 0, 2, 1))),
 }
+#: Pairs that an old torch cannot run.
+NEWER = {'causal bias': since('2.8', 'before it, CausalBias raises when asked whether it requires a gradient')}

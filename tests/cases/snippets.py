@@ -11,6 +11,8 @@ from einops import einsum as named_einsum
 from einops import pack, rearrange, reduce, repeat, unpack
 from torch import nn
 
+from versions import since
+
 STEPS = torch.tensor([0, 2, 1, 4, 0])
 
 
@@ -81,6 +83,8 @@ def heads(t, number=4):
     return rearrange(t, 'b n (h d) -> b h n d', h=number)
 
 
+#: Snippets that an old torch cannot explain, nor differentiate.
+NEWER = {'aminmax': since('2.12', 'before it, aminmax has no derivative')}
 SNIPPETS = {
     # what follows an activation
     'activation, positional mean': lambda m, y: F.silu(y).mean(-1, keepdim=True),
@@ -131,9 +135,9 @@ SNIPPETS = {
     'where': lambda m, y: torch.where(y > 0, y, 0.3) + torch.where(y > 0, y * 2, m.fc2(y)) + y.where(y > 0, m.v),
     'masked_scatter': lambda m, y: torch.zeros_like(y).masked_scatter(y > 0, y[y > 0]) + y.masked_scatter(
         y > 0, m.fc2(y)),
-    'amin, aminmax, median': lambda m, y: (
-        y.amin(1, keepdim=True) + torch.aminmax(y, dim=1, keepdim=True)[1] + y.median(dim=1, keepdim=True)[0]
-        + y.kthvalue(2, dim=1, keepdim=True)[0]),
+    'amin, median, kthvalue': lambda m, y: (
+        y.amin(1, keepdim=True) + y.median(dim=1, keepdim=True)[0] + y.kthvalue(2, dim=1, keepdim=True)[0]),
+    'aminmax': lambda m, y: torch.aminmax(y, dim=1, keepdim=True)[0] * 2 + torch.aminmax(y, dim=1, keepdim=True)[1],
     'sort, topk, argsort': lambda m, y: (
         torch.sort(y, dim=1, descending=True)[0] + y.topk(2, dim=1)[0].sum(1, keepdim=True)
         + torch.take_along_dim(y, y.argsort(1), 1) + y.gather(1, y.argmax(1, keepdim=True))),

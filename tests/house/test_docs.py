@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shlex
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import torch
 from zennit_attn.__main__ import main
 from zoo.models import MODELS
 
-from .test_house import MODULES, PACKAGE, PUBLIC
+from .test_house import MODULES, PACKAGE, PROJECT, PUBLIC
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / 'docs'
@@ -225,7 +224,7 @@ def test_the_page_of_the_zoo_can_be_written(tmp_path, capsys):
 
 
 def test_the_docs_need_what_their_settings_load():
-    extra = ' '.join(tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies']['docs'])
+    extra = ' '.join(PROJECT['optional-dependencies']['docs'])
     loaded = re.search(r'^extensions = \[(.*?)\]', (DOCS / 'conf.py').read_text(), re.DOTALL | re.MULTILINE)[1]
     packages = {name.replace('_', '-').replace('sphinxcontrib.', 'sphinxcontrib-')
                 for name in re.findall(r"'([\w.]+)'", loaded) if not name.startswith('sphinx.ext.')}

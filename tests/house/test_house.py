@@ -2,12 +2,17 @@
 import ast
 import inspect
 import re
-import tomllib
+import sys
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = 'zennit_attn'

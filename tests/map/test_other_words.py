@@ -5,8 +5,9 @@ from torch import nn
 from zennit.composites import LayerMapComposite
 from zennit.rules import Epsilon, Pass
 
-from cases.pairs import PAIRS, before_activation, build
+from cases.pairs import NEWER, PAIRS, before_activation, build
 from helpers import Snapshot, assert_closed, assert_restored, explain, one_hot, stock
+from versions import each
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnLRP
 from zennit_attn.conservation import audit
@@ -16,7 +17,7 @@ COMPOSITES = {'cp_lrp': CPLRP, 'attn_lrp': AttnLRP, 'stock': stock,
 
 
 @pytest.mark.filterwarnings('ignore:Implicit dimension choice')
-@pytest.mark.parametrize('name', PAIRS)
+@pytest.mark.parametrize('name', each(PAIRS, NEWER))
 @pytest.mark.parametrize('composite', COMPOSITES)
 def test_equal_to_the_same_in_other_words(name, composite):
     (model, input), (other, _) = (build(code) for code in PAIRS[name])

@@ -4,6 +4,7 @@ import pytest
 import oracle
 from cases import snippets
 from helpers import COMPOSITES, Snapshot, assert_closed, assert_restored, explain, one_hot, relative
+from versions import each
 from zennit_attn.conservation import audit
 
 every_composite = pytest.mark.parametrize('composite', COMPOSITES)
@@ -24,7 +25,7 @@ def check(snippet, composite, equivalent=None, tolerance=1e-9):
 
 
 @every_composite
-@pytest.mark.parametrize('name', snippets.SNIPPETS)
+@pytest.mark.parametrize('name', each(snippets.SNIPPETS, snippets.NEWER))
 def test_snippet(name, composite):
     check(snippets.SNIPPETS[name], composite)
 

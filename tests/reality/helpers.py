@@ -85,6 +85,8 @@ def refused(call, *words, model=None):
     before = model and Snapshot(model)
     with pytest.raises(AttributionError) as info:
         call()
-    assert all(word in str(info.value) for word in words), str(info.value)
+    message = str(info.value)
+    del info  # an error that is kept keeps checkpointing switched on, before torch 2.13
+    assert all(word in message for word in words), message
     if model is not None:
         assert_restored(before, model)

@@ -63,11 +63,21 @@ class Injector:
         if frame.f_globals.get('__name__', '').partition('.')[0] not in self.packages or _is_swallowed(frame):
             return None
         if event in self.events and self.raised is None:
-            self.points.append((event, frame.f_code.co_qualname, frame.f_lineno))
+            self.points.append((event, _qualname(frame), frame.f_lineno))
             if len(self.points) - 1 == self.at:
                 self.raised = self.error(self.points[-1])
                 raise self.raised
         return self.trace
+
+
+def _qualname(frame):
+    '''The dotted name of a function, which Python 3.10 does not keep with its code: there the class is sought.'''
+    if sys.version_info >= (3, 11):
+        return frame.f_code.co_qualname
+    name = frame.f_code.co_name
+    owners = (owner for owner in type(frame.f_locals.get('self')).__mro__
+              if getattr(vars(owner).get(name), '__code__', None) is frame.f_code)
+    return next((f'{owner.__name__}.{name}' for owner in owners), name)
 
 
 def _is_swallowed(frame):

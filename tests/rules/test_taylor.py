@@ -8,6 +8,7 @@ from zennit.composites import LayerMapComposite, NameMapComposite
 from cases import snippets
 from cases.problems import PROBLEMS, build
 from helpers import Snapshot, assert_closed, assert_restored, explain, one_hot
+from versions import each
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnTaylor
 from zennit_attn.conservation import audit
@@ -47,7 +48,7 @@ def test_ledger_of_pasted_code_closes(name, composite):
 
 
 @pytest.mark.filterwarnings('ignore:index_reduce.* is in beta')
-@pytest.mark.parametrize('name', [name for name in LINES if name not in OVERWRITTEN])
+@pytest.mark.parametrize('name', each([name for name in LINES if name not in OVERWRITTEN], snippets.NEWER))
 def test_ledger_of_single_lines_closes(name):
     check(*snippets.build(LINES[name]), everywhere)
 

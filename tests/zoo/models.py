@@ -10,7 +10,7 @@ from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.errors import UntrackedTensor
 
 from .papers import PAPERS
-from .published import COMPOSITES, IMAGES, LARGE_IMAGES, TOKENS, Model, Wrapped, construct, in_its_precision
+from .published import COMPOSITES, FROZEN_BAG, IMAGES, LARGE_IMAGES, TOKENS, Model, Wrapped, construct, in_its_precision
 
 # ---- torchvision and torch -------------------------------------------------------------------------------------------
 
@@ -240,15 +240,16 @@ def configured(config, name, implementation, options, call, part=None):
 
 
 def hugging_face(label, family, head='Model', shape=TOKENS, keyword='inputs_embeds', call=None, both=True, part=None,
-                 base=None, single='', refused=None, remedy=None, broken=None, **options):
+                 base=None, single='', refused=None, remedy=None, broken=None, newer=None, **options):
     '''A model of transformers, with eager attention and, where it is there, with scaled_dot_product_attention.'''
     attribute = 'last_hidden_state' if head.endswith('Model') else 'logits'
     call = call or partial(called, keyword, attribute)
     options = {**(LANGUAGE if base is None else base), **options}
     for implementation in ('eager', 'sdpa') if both else ('eager',):
         build = partial(configured, f'{family}Config', f'{family}{head}', implementation, options, call, part)
+        needs = {'transformers': ('5', newer[implementation])} if implementation in (newer or {}) else {}
         yield Model(f'transformers {label}, {implementation}', 'transformers', build, shape, single, refused or {},
-                    remedy or {}, broken or {})
+                    remedy or {}, broken or {}, needs)
 
 
 def bloom_remedy():
@@ -267,6 +268,9 @@ T5 = {**SPECIAL, 'd_model': 32, 'd_kv': 16, 'd_ff': 48, 'num_layers': 2, 'num_he
 BART = {**SPECIAL, 'd_model': 32, 'encoder_layers': 2, 'decoder_layers': 2, 'encoder_attention_heads': 2,
         'decoder_attention_heads': 2, 'encoder_ffn_dim': 48, 'decoder_ffn_dim': 48, 'decoder_start_token_id': 1}
 RMS, LOGITS = 'RMS norm', 'ForCausalLM'
+NO_SDPA = {'sdpa': 'before it, this model does not use scaled_dot_product_attention'}
+NEWER_T5 = {**NO_SDPA, 'eager': 'before it, the softmax is one of single precision'}
+NEWER_BLOOM = {'eager': 'before it, GELU is an autograd function in training only'}
 GROUPED = {'head': LOGITS, 'num_key_value_heads': 1, 'single': RMS}
 PIXELS = {'base': VISION, 'shape': IMAGES, 'keyword': 'pixel_values'}
 HUGGING_FACE = [model for models in (
@@ -275,7 +279,7 @@ HUGGING_FACE = [model for models in (
     hugging_face('RoBERTa', 'Roberta'),
     hugging_face('ALBERT', 'Albert', embedding_size=32),
     hugging_face('DistilBERT', 'DistilBert', base=SPECIAL, dim=32, n_layers=2, n_heads=2, hidden_dim=48),
-    hugging_face('ELECTRA', 'Electra', embedding_size=32),
+    hugging_face('ELECTRA', 'Electra', embedding_size=32, newer=NO_SDPA),
     hugging_face('DeBERTa', 'Deberta', both=False, relative_attention=True, pos_att_type=['c2p', 'p2c'],
                  single='layer norm'),
     hugging_face('DeBERTa v2', 'DebertaV2', both=False, relative_attention=True, pos_att_type=['c2p', 'p2c']),
@@ -294,10 +298,10 @@ HUGGING_FACE = [model for models in (
     hugging_face('Falcon', 'Falcon', LOGITS),
     hugging_face('Bloom', 'Bloom', LOGITS, both=False, base=SPECIAL, hidden_size=32, n_layer=2, n_head=2,
                  refused=dict.fromkeys(COMPOSITES, (UntrackedTensor, 'gelu_impl.*GeLUFunction')),
-                 remedy=dict.fromkeys(COMPOSITES, bloom_remedy)),
+                 remedy=dict.fromkeys(COMPOSITES, bloom_remedy), newer=NEWER_BLOOM),
     hugging_face('Mixtral', 'Mixtral', **GROUPED, num_local_experts=4, experts_implementation='eager'),
-    hugging_face('T5 encoder', 'T5', 'EncoderModel', base=T5),
-    hugging_face('T5', 'T5', base=T5, call=transduced),
+    hugging_face('T5 encoder', 'T5', 'EncoderModel', base=T5, newer=NEWER_T5),
+    hugging_face('T5', 'T5', base=T5, call=transduced, newer=NEWER_T5),
     hugging_face('BART', 'Bart', base=BART, call=transduced),
     hugging_face('Mamba', 'Mamba', LOGITS, both=False, state_size=4, single=RMS),
     hugging_face('Mamba-2', 'Mamba2', LOGITS, both=False, state_size=4, num_heads=4, head_dim=16, n_groups=1,
@@ -317,10 +321,11 @@ HUGGING_FACE = [model for models in (
     hugging_face('CLIP', 'CLIPVision', **PIXELS, single='softmax'),
     hugging_face('SigLIP', 'SiglipVision', **PIXELS, single='softmax'),
     hugging_face('Swin', 'Swin', base={}, shape=IMAGES, keyword='pixel_values', image_size=32, patch_size=2,
-                 embed_dim=16, depths=[2, 2], num_heads=[2, 2], window_size=4),
+                 embed_dim=16, depths=[2, 2], num_heads=[2, 2], window_size=4, newer=NO_SDPA),
     hugging_face('SegFormer', 'Segformer', 'ForSemanticSegmentation', base={}, shape=IMAGES, keyword='pixel_values',
                  hidden_sizes=[8, 16], depths=[1, 1], num_attention_heads=[1, 2], num_encoder_blocks=2,
-                 sr_ratios=[4, 2], patch_sizes=[7, 3], strides=[4, 2], mlp_ratios=[2, 2], decoder_hidden_size=16),
+                 sr_ratios=[4, 2], patch_sizes=[7, 3], strides=[4, 2], mlp_ratios=[2, 2], decoder_hidden_size=16,
+                 newer=NO_SDPA),
 ) for model in models]
 
 # ---- x-transformers --------------------------------------------------------------------------------------------------
@@ -381,12 +386,12 @@ X_TRANSFORMERS = [
 
 # ---- linear-attention-transformer and denoising-diffusion-pytorch ----------------------------------------------------
 
-def linear_attention(label, refused=None, broken=None, **options):
+def linear_attention(label, refused=None, broken=None, needs=None, **options):
     '''An option of linear-attention-transformer.'''
     options = {'dim': 32, 'depth': 2, 'max_seq_len': 12, 'heads': 2, **options}
     build = partial(construct, 'linear_attention_transformer', 'LinearAttentionTransformer', options)
     return Model(f'linear-attention-transformer {label}', 'linear_attention_transformer', build, (2, 12, 32),
-                 refused=refused or {}, broken=broken or {})
+                 refused=refused or {}, broken=broken or {}, needs=needs or {})
 
 
 def linformer():
@@ -423,7 +428,7 @@ LUCIDRAINS = [
     linear_attention('chunks and gated feed-forward', ff_chunks=2, ff_glu=True),
     linear_attention('shifted tokens', shift_tokens=True),
     linear_attention('axial', attend_axially=True, local_attn_window_size=4),
-    linear_attention('product keys', pkm_layers=(1,), pkm_num_keys=4),
+    linear_attention('product keys', pkm_layers=(1,), pkm_num_keys=4, needs=FROZEN_BAG),
     linear_attention('reversible', reversible=True),
     Model('linear-attention-transformer Linformer', 'linear_attention_transformer', linformer, (2, 12, 32)),
     Model('linear-attention-transformer images', 'linear_attention_transformer', image_attention, (2, 8, 6, 6)),

@@ -7,7 +7,7 @@ from torch import nn
 
 from zennit_attn.errors import NoRelevance, UntrackedTensor
 
-from .published import TOKENS, Model, construct
+from .published import FROZEN_BAG, TOKENS, Model, construct
 
 MAP = (2, 16, 8, 8)
 IMAGE = (2, 3, 32, 32)
@@ -164,5 +164,5 @@ PAPERS = [
     paper('bidirectional-cross-attention', 'BidirectionalCrossAttention', {**HEADS, 'context_dim': 24},
           call=lambda model, x: model(x, x[..., :24])[0]),
     paper('product-key-memory', 'PKM', {'dim': 32, 'heads': 2, 'dim_head': 8, 'num_keys': 16, 'topk': 4},
-          refused={'cp_lrp': (NoRelevance, 'softmax')}),
+          refused={'cp_lrp': (NoRelevance, 'softmax')}, needs=FROZEN_BAG),
 ]

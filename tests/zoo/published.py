@@ -10,6 +10,8 @@ from zennit_attn.composites import CPLRP, AttnLRP
 IMAGES = (2, 3, 32, 32)
 LARGE_IMAGES = (2, 3, 64, 64)
 TOKENS = (2, 9, 32)
+#: What a frozen table of embeddings needs whose rows are summed with weights.
+FROZEN_BAG = {'torch': ('2.6', 'before it, embedding_bag has no derivative by its weights beside a frozen table')}
 COMPOSITES = {'cp_lrp': CPLRP, 'attn_lrp': AttnLRP}
 
 
@@ -36,6 +38,8 @@ class Model:
         For each composite that refuses the model, its arguments with which the model closes.
     broken: dict of str: str
         For each composite whose ledger does not close yet, why.
+    needs: dict of str: tuple
+        For each package of which the oldest supported version will not do, the version that will, and why.
     '''
     name: str
     package: str
@@ -45,6 +49,7 @@ class Model:
     refused: dict = field(default_factory=dict)
     remedy: dict = field(default_factory=dict)
     broken: dict = field(default_factory=dict)
+    needs: dict = field(default_factory=dict)
 
 
 class Wrapped(nn.Module):

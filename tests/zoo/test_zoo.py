@@ -1,12 +1,14 @@
 '''Every published model under our composites: forward equal, ledger closed, model restored, or refused as expected.'''
 import warnings
 from contextlib import contextmanager
+from importlib.metadata import version
 
 import pytest
 import torch
 from zennit.attribution import Gradient
 
 from helpers import Snapshot, assert_closed, assert_restored, largest
+from versions import release
 from zennit_attn.conservation import audit
 from zennit_attn.engine.domains import ToGradient
 
@@ -33,6 +35,9 @@ def built(name):
     with their_warnings():
         pytest.importorskip(published.package, exc_type=ImportError,
                             reason=f'{published.package} is not installed (see the extra zoo in pyproject.toml)')
+        for package, (needed, why) in published.needs.items():
+            if release(version(package)) < release(needed):
+                pytest.skip(f'needs {package} {needed}: {why}')
         torch.manual_seed(0)
         model = prepare(published.build())
     return model, torch.randn(published.shape, dtype=torch.float64)

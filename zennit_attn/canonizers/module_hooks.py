@@ -6,11 +6,10 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from zennit.core import BasicHook, Hook
-from zennit.rules import NoMod
+from zennit.core import Hook
 
 from ..engine.domains import watching
-from ..engine.module_calls import call_module, zennit_hooks
+from ..engine.module_calls import call_module, modifies_parameters, zennit_hooks
 from ..errors import UnsupportedRule
 from ..layers import OperatorModule
 from .undo import replace_method, undo_all
@@ -96,11 +95,9 @@ def _standing_back(engine, hook):
 
 def _check_weights(engine, module, hook):
     '''Refuse rules that modify parameters where these are not what the module computes with.'''
-    modifies = isinstance(hook, BasicHook) and any(
-        not isinstance(modifier, NoMod) or modifier.zero_params for modifier in hook.param_modifiers)
     computed = is_parametrized(module) or any(
         isinstance(each, (WeightNorm, SpectralNorm, BasePruningMethod)) for each in module._forward_pre_hooks.values())
-    if modifies and computed:
+    if modifies_parameters(hook) and computed:
         raise UnsupportedRule(
             f'rule {type(hook).__name__} on module {engine.location.name_of(module)!r} modifies parameters, but the '
             'weight of the module is computed from others (parametrization, weight or spectral norm, pruning); make it '

@@ -31,7 +31,7 @@ class MultiheadAttentionCanonizer(_FamilyCanonizer):
     ''':py:class:`torch.nn.MultiheadAttention`, also inside torch's transformer layers.
 
     The packed projections become :py:class:`torch.nn.Linear` children, so that a rule for ``Linear`` reaches them. See
-    :py:class:`zennit_attn.layers.MultiheadAttention`.
+    :py:class:`zennit_attn.canonizers.multihead.MultiheadAttention`.
     '''
     families = (Multihead(),)
 

@@ -118,6 +118,12 @@ class Forward:
         self.check_output(self.location.root, output)
         return rebuilt(output, partial(self.to_relevance, where='output'))
 
+    def give_back(self, tensor: torch.Tensor) -> torch.Tensor:
+        '''Return what the root has left in an argument, such as a cache, in the relevance domain.'''
+        tag = tag_of(tensor)
+        known = tag is not None and tag.forward is self.identity and tag.carries
+        return self.to_relevance(tensor, 'arguments') if known else tensor
+
     def to_gradient(self, tensor: torch.Tensor) -> torch.Tensor:
         '''Convert a tensor of the relevance domain for operator code; its twin stays known.'''
         output = ToGradient.apply(tensor, self.engine.passes)

@@ -121,6 +121,13 @@ def several_operands(rule: str, where: str, operator: str, operands: int) -> str
     )
 
 
+def several_weights(rule: str, where: str, operator: str) -> str:
+    return (
+        f'rule {rule} on operator {where!r}: {operator} multiplies its operand with several constants at once, and the '
+        'rule has to see the weights of the whole; multiply the constants first, or leave the operator without a rule'
+    )
+
+
 def outside_of_forward(module: str, root: str) -> str:
     return (
         f'module {module!r} is called outside of the forward of {root}, on which the context is open, where no rule '

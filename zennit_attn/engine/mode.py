@@ -12,8 +12,9 @@ from ..operators import TABLE, Kind, lookup, out_of_place, reason
 from ..operators.probe import propose
 from ..operators.refusals import UNKNOWN
 from ..propagation import Call
-from ..trees import rebuilt, substitute, tensors_in, tensors_of
+from ..trees import substitute, tensors_in, tensors_of
 from . import messages
+from .arguments import Arguments
 from .domains import BackwardPasses, watching
 from .forward import Forward
 from .location import Location
@@ -133,10 +134,14 @@ class Engine(TorchFunctionMode):
         forward.assignments.check_active()
         if self._source is None and not any(tensor.requires_grad for tensor in tensors_of((args, kwargs))):
             raise NoRelevance(messages.nothing_to_explain(self.location.name_of(self.root)))
-        args, kwargs = rebuilt((args, kwargs), forward.enter)
-        with self._running(forward), disable_saved_tensors_hooks(messages.CHECKPOINTING), self:
-            output = function(*args, **kwargs)
-        return forward.leave(output)
+        arguments = Arguments()
+        args, kwargs = arguments.enter((args, kwargs), forward.enter)
+        try:
+            with self._running(forward), disable_saved_tensors_hooks(messages.CHECKPOINTING), self:
+                output = function(*args, **kwargs)
+            return forward.leave(output)
+        finally:
+            arguments.leave(forward.give_back)
 
     @contextmanager
     def _running(self, forward):

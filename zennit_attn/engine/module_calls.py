@@ -6,10 +6,11 @@ from copy import copy
 import torch
 from torch.autograd.function import Function
 from zennit.core import BasicHook, Hook
-from zennit.rules import Pass
+from zennit.rules import NoMod, Pass
 
 from ..errors import ContextError, UnsupportedRule
-from ..layers import OPERATOR_MODULES, is_layer
+from ..layers import OPERATOR_MODULES, is_layer, weights_of
+from ..propagation.contraction import with_one_weight
 from ..trees import rebuilt, tensors_in, tensors_of
 from . import messages
 from .domains import first_order
@@ -156,8 +157,17 @@ def apply_to_operator(forward, call, module, hook):
     name = forward.location.name_of(module)
     if len(call.operands) > 1:
         return _refuse_in_backward(call, name, hook)
+    if modifies_parameters(hook) and len(weights_of(call)) > 1:
+        call = _with_one_weight(call, name, hook)
     bound = type(module).bind(call) if not is_layer(module) else OPERATOR_MODULES[module.kind].bind(call)
     return call.write_back(apply_rule(forward, bound, bound.forward, hook, tuple(call.operands), {}, name))
+
+
+def _with_one_weight(call, name, hook):
+    found = with_one_weight(call)
+    if found is None:
+        raise UnsupportedRule(messages.several_weights(type(hook).__name__, name, call.operator.name))
+    return found
 
 
 def _refuse_in_backward(call, name, hook):
@@ -191,6 +201,12 @@ def _autocast_of(device):
     if not torch.amp.is_autocast_available(device):
         return nullcontext()
     return torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+
+
+def modifies_parameters(hook):
+    '''Whether a rule looks at weights one by one, and not only at what a module computes with them.'''
+    return isinstance(hook, BasicHook) and any(
+        not isinstance(modifier, NoMod) or modifier.zero_params for modifier in hook.param_modifiers)
 
 
 def check_active(hook):

@@ -108,7 +108,7 @@ op('solve solve_triangular', Kind.LINEAR, 'A B', steered=(0,))
 op('solve_ex tensorsolve', Kind.LINEAR, steered=(0,))
 op('cholesky_solve', Kind.LINEAR, steered=(1,))
 
-op('bmm mm', Kind.EINSUM, 'input mat2')
+op('bmm mm spmm', Kind.EINSUM, 'input mat2')  # torch.spmm is torch.mm
 op('mv', Kind.EINSUM, 'input vec')
 op('outer ger', Kind.EINSUM, 'input vec2')
 op('dot', Kind.EINSUM, 'input tensor')

@@ -25,7 +25,7 @@ WORDS = {
         ilshift irshift rand ror rxor rlshift rrshift bitwise_xor bitwise_left_shift bitwise_right_shift gcd lcm
         histogram histogramdd matrix_rank unravel_index dimI dimV nnz sparse_dim qscheme cdata backward_hooks
         grad_dtype has_grad_dtype_override volatile autocast sym_float sym_int sym_ite sym_max sym_min sym_not
-        sym_sqrt sym_sum
+        sym_sqrt sym_sum has_names names randint_like
         ''',
     Kind.REARRANGE: '''
         T H mT mH adjoint alias_copy as_strided as_strided_copy atleast_1d atleast_2d atleast_3d bfloat16
@@ -59,7 +59,7 @@ WORDS = {
         fft fft2 fftn fold hfft hfft2 hfftn ifft ifft2 ifftn ihfft ihfft2 ihfftn interpolate irfft irfft2 irfftn
         istft rfft rfft2 rfftn stft affine_grid_generator
         ''',
-    Kind.EINSUM: 'chain_matmul cross einsum inner kron matmul rmatmul vdot spmm sparse_mm',
+    Kind.EINSUM: 'chain_matmul cross einsum inner kron matmul rmatmul vdot sparse_mm',
     Kind.GATE: '''
         angle cdist ceil cholesky det digamma dist entr fix floor floor_divide floordiv frobenius_norm heaviside
         hypot i0 i0e lgamma logdet matrix_norm norm norm_except_dim nuclear_norm pairwise_distance pdist polar

@@ -28,6 +28,9 @@ GROUPS = {
         nested_tensor_softmax_with_shape nested_tensor_storage_offsets nested_tensor_strides nested_view_from_buffer
         nested_view_from_buffer_copy nested_view_from_jagged nested_view_from_jagged_copy
         ''',
+    'relevance is not followed through named tensors, which newer versions of torch lack; use permute, unsqueeze': '''
+        align_as align_to refine_names rename update_names
+        ''',
     'relevance is not followed through packed sequences; pad to one length instead': '''
         pack_padded_sequence pad_packed_sequence
         ''',
