@@ -280,3 +280,6 @@ FORMS = {
     'logical_and_': Case(written('logical_and', None), returned('logical_and', None)),
     'nextafter_': Case(written('nextafter', None), returned('nextafter', None)),
 }
+#: What the reasons of these say.
+WORDS = {name: 'call the form without underscore on detached tensors' for name in FORMS} | {
+    'assigning to an attribute': 'make a new tensor instead'}
