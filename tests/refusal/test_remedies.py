@@ -34,7 +34,7 @@ from torch.overrides import wrap_torch_function
 from torch.utils.checkpoint import checkpoint
 from zennit.attribution import Gradient
 from zennit.composites import LayerMapComposite
-from zennit.rules import Epsilon, Gamma, Pass
+from zennit.rules import Epsilon, Gamma, Pass, ZPlus
 
 from cases.advice import MEAN, SIZE, VARIANCE, build
 from helpers import assert_closed, explain, one_hot
@@ -43,7 +43,7 @@ from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnLRP
 from zennit_attn.conservation import audit
 from zennit_attn.errors import UnsupportedModule
-from zennit_attn.layers import Gate, Multiply
+from zennit_attn.layers import Einsum, Gate, Multiply
 from zennit_attn.operators import register_operator
 from zennit_attn.rules import Taylor, Uniform
 
@@ -489,6 +489,20 @@ def test_rule_on_an_operator_with_two_operands():
             'use zennit_attn.rules.Uniform there, or leave the operator without a rule')
     follows(model, input, lambda: ours((Multiply, Uniform())))
     follows(model, input, ours)
+
+
+def test_rule_that_has_to_see_the_weights_of_the_whole():
+    first, second = (torch.randn(SIZE, SIZE, dtype=torch.float64) for _ in range(2))
+    model, input = build(lambda m, a, b: torch.einsum('...i,ij,jk->...k', a, first, second))
+
+    def composite():
+        return ours((Einsum, ZPlus()))
+    refused(model, lambda: audit(model, composite(), input, one_hot),
+            'multiply the constants first, or leave the operator without a rule')
+    follows(model, input, ours)
+    other, _ = build(lambda m, a, b: torch.einsum('...i,ik->...k', a, first @ second))
+    follows(other, input, composite)
+    torch.testing.assert_close(seeded(other, input), seeded(model, input), rtol=1e-12, atol=1e-12)
 
 
 class Product(nn.Module):
