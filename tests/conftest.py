@@ -2,6 +2,8 @@
 import pytest
 import torch
 
+from zennit_attn import operators
+
 pytest.register_assert_rewrite('helpers', *(f'{room}.helpers' for room in 'attention cli reality refusal'.split()))
 torch.set_num_threads(1)
 
@@ -25,3 +27,12 @@ def untouched_globals():
     before = state()
     yield
     assert state() == before
+
+
+@pytest.fixture
+def table():
+    '''What a test registers is forgotten after it.'''
+    before = dict(operators.TABLE)
+    yield
+    operators.TABLE.clear()
+    operators.TABLE.update(before)

@@ -25,12 +25,13 @@ def explained_output(model, module):
     list of :py:class:`torch.Tensor`
         After the model was called: the leaf that took the place of the output, whose gradient is its relevance.
     '''
-    leaves, engine = [], engine_of(model)
+    leaves, called, engine = [], [], engine_of(model)
     source = nullcontext() if engine is None else engine.explaining_from(module)
     if isinstance(module, type(model)) and module is model:
         raise NoRelevance(f'{type(model).__name__} is the model itself; name the embedding inside')
 
     def take(module, args, output):
+        called.append(module)
         if not isinstance(output, torch.Tensor):
             raise NoRelevance(f'{type(module).__name__} returns {type(output).__name__}, and a model can be explained '
                               'from a tensor; name the embedding inside')
@@ -43,7 +44,7 @@ def explained_output(model, module):
         with source:
             yield leaves
     except NoRelevance as error:
-        if leaves:
+        if called:
             raise
         raise NoRelevance(f'{type(module).__name__}, from whose output the model was to be explained, was not called '
                           'in its forward; name a module that is') from error

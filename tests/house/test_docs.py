@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from zennit_attn import operators
 from zennit_attn.__main__ import main
 from zoo.models import MODELS
 
@@ -71,15 +70,6 @@ def test_blocks_are_found():
     assert blocks('a\n\n.. code-block:: python\n\n    x = 1\n    y = 2\n\nb\n') == [('python', 'x = 1\ny = 2\n\n', 4)]
 
 
-@pytest.fixture
-def same_table():
-    '''Operators that a page registers are forgotten after it.'''
-    before = dict(operators.TABLE)
-    yield
-    operators.TABLE.clear()
-    operators.TABLE.update(before)
-
-
 def run_python(block, names, origin):
     '''What a block prints. If its first line is a comment with the name of a file, it is written to that file too.'''
     if file := re.match(r'# (\w+\.py)\n', block):
@@ -101,7 +91,7 @@ def run_shell(block):
 
 
 @each_page
-def test_code_runs_and_prints_what_the_page_says(page, same_table, tmp_path, monkeypatch):
+def test_code_runs_and_prints_what_the_page_says(page, table, tmp_path, monkeypatch):
     '''The Python blocks of a page share their names; a text block right after one is what it prints.'''
     names, printed = {'__name__': 'page'}, None
     monkeypatch.chdir(tmp_path)

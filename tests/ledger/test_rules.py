@@ -6,7 +6,6 @@ from torch.nn import functional
 from torch.overrides import wrap_torch_function
 
 from helpers import assert_closed, one_hot
-from zennit_attn import operators
 from zennit_attn.composites import CPLRP, AttnLRP, AttnTaylor
 from zennit_attn.conservation import audit
 from zennit_attn.layers import Multiply
@@ -55,15 +54,6 @@ def test_rule_of_the_user_is_shown():
     model, input = built(lambda a, b: a * b)
     ledger = audit(model, CPLRP(layer_map=[(Multiply, Uniform())]), input, one_hot)
     assert rule_of(ledger, 'mul') == 'Uniform'
-
-
-@pytest.fixture
-def table():
-    '''What a test registers is forgotten after it.'''
-    before = dict(operators.TABLE)
-    yield
-    operators.TABLE.clear()
-    operators.TABLE.update(before)
 
 
 @wrap_torch_function(lambda x: (x,))

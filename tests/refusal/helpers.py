@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from cases.problems import DIM, TOKENS, Head
-from helpers import Snapshot, assert_restored, explain, one_hot, stock
+from helpers import Snapshot, assert_closed, assert_restored, explain, one_hot, stock
 from zennit_attn.composites import CPLRP, AttnLRP
 from zennit_attn.conservation import audit
 from zennit_attn.errors import AttributionError
+from zennit_attn.testing import check_explanation
 
 SHAPE = (3, TOKENS, DIM)
 
@@ -75,6 +76,23 @@ def refused(model, call, *patterns, before=None):
 
 def audited(model, input, composite=CPLRP, target=one_hot):
     return audit(model, composite(), input.clone(), target)
+
+
+def seeded(function, *args):
+    '''What a function returns that may draw at random.'''
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        return function(*args)
+
+
+def follows(model, input, composite=CPLRP, draws=False):
+    '''An explanation that is complete, and not empty. What draws at random has no forward to compare with.'''
+    if draws:
+        ledger = audit(model, composite(), input, one_hot)
+        assert_closed(ledger)
+    else:
+        ledger = check_explanation(model, input, composite(), one_hot)
+    assert ledger.input.abs().min() > 0
 
 
 every_entry = pytest.mark.parametrize('entry', [explain, audited])

@@ -175,7 +175,7 @@ def wrong_product(x, y):
     return Wrong.apply(x, y)
 
 
-def test_wrong_backward_opens_the_ledger():
+def test_wrong_backward_opens_the_ledger(table):
     '''Hidden biases are not what is left over, but measured by formula.'''
     register_operator(wrong_product, 'einsum')
     torch.manual_seed(0)

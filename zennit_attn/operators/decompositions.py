@@ -171,7 +171,7 @@ def _cell(step):
 def _recurrence(step):
     '''All layers and directions of a recurrent network, step by step, so that its gates are seen.'''
     def run(x, hx, params, biases, layers, dropout, train, bidirectional, batch_first=False):
-        if isinstance(hx, torch.Tensor) and not isinstance(params, (list, tuple)):
+        if isinstance(biases, (list, tuple)):  # the parameters, which sizes of batches push one place on
             raise Unwritten('a recurrence over a packed sequence has no rule; pad to one length instead')
         states = (hx,) if isinstance(hx, torch.Tensor) else tuple(hx)
         x = x.transpose(0, 1) if batch_first else x

@@ -17,12 +17,16 @@ GROUPS = {
         ''',
     'relevance is not followed through sparse tensors; use dense tensors, e.g. x.index_select and index_add': '''
         ccol_indices ccol_indices_copy coalesce coalesced col_indices col_indices_copy crow_indices crow_indices_copy
-        hspmm indices indices_copy resize_as_sparse row_indices row_indices_copy sampled_addmm smm sparse_mask
+        hspmm indices indices_copy resize_as_sparse row_indices row_indices_copy sampled_addmm smm sparse_bsc_tensor
+        sparse_bsr_tensor sparse_compressed_tensor sparse_coo_tensor sparse_csc_tensor sparse_csr_tensor sparse_mask
         sparse_mask_projection sparse_resize sparse_resize_and_clear spdiags spsolve sspaddmm to_dense
         to_sparse to_sparse_semi_structured values values_copy
         ''',
     'relevance is not followed through nested tensors; pad to one length and mask': '''
-        nested_tensor_size nested_tensor_storage_offsets nested_tensor_strides
+        nested_from_padded nested_from_padded_and_nested_example nested_get_values
+        nested_get_values_copy nested_tensor_from_mask nested_tensor_from_tensor_list nested_tensor_size
+        nested_tensor_softmax_with_shape nested_tensor_storage_offsets nested_tensor_strides nested_view_from_buffer
+        nested_view_from_buffer_copy nested_view_from_jagged nested_view_from_jagged_copy
         ''',
     'relevance is not followed through named tensors, which newer versions of torch lack; use permute, unsqueeze': '''
         align_as align_to refine_names rename update_names
@@ -30,10 +34,12 @@ GROUPS = {
     'relevance is not followed through packed sequences; pad to one length instead': '''
         pack_padded_sequence pad_packed_sequence
         ''',
-    'the kernel is that of one library or device; use the function of torch.nn.functional': '''
+    'the kernel is that of one device; use the functions of torch.nn.functional': '''
         miopen_batch_norm miopen_convolution miopen_convolution_add_relu miopen_convolution_relu
-        miopen_convolution_transpose miopen_depthwise_convolution miopen_rnn to_mkldnn
+        miopen_convolution_transpose miopen_depthwise_convolution
         ''',
+    'the kernel is that of one device; use torch.nn.RNN, torch.nn.LSTM or torch.nn.GRU': 'miopen_rnn',
+    'the layout is that of one library; leave the tensor as it is': 'to_mkldnn',
     'it is a step of batch normalization in training, which mixes the samples of a batch; call model.eval()': '''
         batch_norm_backward_elemt batch_norm_backward_reduce batch_norm_elemt batch_norm_gather_stats
         batch_norm_gather_stats_with_counts batch_norm_stats batch_norm_update_stats
@@ -46,8 +52,12 @@ GROUPS = {
         lu_unpack matrix_sqrth orgqr pca_lowrank qr slogdet svd svd_lowrank svdvals
         ''',
     'the solution of equations is not linear in their matrix; use torch.linalg.solve, whose matrix is a gate': '''
-        ldl_solve lstsq lu_solve ormqr triangular_solve
+        ldl_solve lu_solve triangular_solve
         ''',
+    'the solution of least squares is not linear in their matrix; use @ and torch.linalg.pinv, which is a gate':
+        'lstsq',
+    'the reflections that it multiplies by are not linear in their vectors; use @ and '
+    'torch.linalg.householder_product of the detached vectors': 'ormqr',
     'the matrix exponential is not linear in its argument; detach the argument where the result only weighs': '''
         matrix_exp
         ''',
@@ -57,9 +67,9 @@ GROUPS = {
     'its columns are different powers of one tensor; write them with ** and torch.stack': '''
         vander
         ''',
-    'it is a product of the centred tensor with itself; write it with mean and @': '''
-        corrcoef cov
-        ''',
+    'it is a product of the centred tensor with itself; write it with mean and @': 'cov',
+    'it is a product of the centred tensor with itself, divided by deviations; write it with mean, std and @':
+        'corrcoef',
     'torch has no derivative for it, and whether it vanishes at zero depends on its degree; write the polynomial with '
     '* and +': '''
         chebyshev_polynomial_t chebyshev_polynomial_u chebyshev_polynomial_v chebyshev_polynomial_w
@@ -67,21 +77,20 @@ GROUPS = {
         shifted_chebyshev_polynomial_t shifted_chebyshev_polynomial_u shifted_chebyshev_polynomial_v
         shifted_chebyshev_polynomial_w
         ''',
-    'it vanishes at zero, and torch has no derivative for it; detach it where it only weighs others': '''
+    'it vanishes at zero, and torch has no derivative for it; detach its argument where it only weighs others': '''
         bessel_j1 modified_bessel_i1
         ''',
-    'in one of its arguments it vanishes at zero, in the other it does not; detach it where it only weighs others': '''
+    'it vanishes at zero in one of its arguments, not in the other; detach both where it only weighs others': '''
         gammainc igamma
         ''',
-    'a remainder is its argument less a step function; write that as a subtraction of x.floor() or x.trunc()': '''
+    'a remainder is its argument less a step function; write x - n * (x / n).floor(), with trunc for fmod and frac': '''
         fmod frac imod mod remainder rmod
         ''',
     'it is a product with a logarithm; write it with * and torch.log or torch.log1p': '''
         xlog1py xlogy
         ''',
-    'it splits a number into a mantissa and an exponent, neither of which is linear in it': '''
-        frexp
-        ''',
+    'it splits a number into a mantissa and an exponent; take the exponent of x.detach(), and the mantissa as '
+    'torch.ldexp(x, -exponent)': 'frexp',
     'a p-norm over a window is neither linear nor elementwise; use average or max pooling': '''
         lp_pool1d lp_pool2d lp_pool3d
         ''',
@@ -91,10 +100,12 @@ GROUPS = {
     'it changes the memory of a tensor behind autograd; use reshape, slices or clone': '''
         resize resize_as set setstate module_load share_memory
         ''',
-    'it is a form for compilers; write the same with slices': 'slice_inverse',
-    'it hands gradients or memory to code that the engine cannot see': '''
-        clear_non_serializable_cached_data cuda_array_interface post_accumulate_grad_hooks record_stream reduce_ex
-        register_post_accumulate_grad_hook
+    'it is a form for compilers; use the tensor that the slice was taken from': 'slice_inverse',
+    'it hands memory to code that the engine cannot see; call it on x.detach()': '''
+        clear_non_serializable_cached_data cuda_array_interface record_stream reduce_ex
+        ''',
+    'it hands gradients to code that may change them; use x.register_hook, whose hooks may look at them': '''
+        post_accumulate_grad_hooks register_post_accumulate_grad_hook
         ''',
 }
 #: The reasons by name.
@@ -102,7 +113,8 @@ REASONS = {name: reason for reason, names in GROUPS.items() for name in names.sp
 
 UNKNOWN = 'it is not in the table of operators'
 _SETTER = 'assigning to an attribute of a tensor goes past autograd; make a new tensor instead'
-_OVERWRITES = 'it writes what does not depend on the input into a tensor that does; use the form without underscore'
+_OVERWRITES = 'it writes what does not depend on the input into a tensor that does; call the form without underscore '\
+    'on detached tensors'
 
 
 def reason(name, operator=None):
