@@ -391,7 +391,7 @@ class Replica:
         return not torch.is_tensor(value) or value.is_floating_point() or value.is_complex()
 
     def trace_back(self, node):
-        '''The activation that ``node`` is, if it was only moved, scaled, shifted or summed since, and what it is at 0.'''
+        '''The activation that ``node`` is, if only moved, scaled, shifted, summed since; what it is at 0.'''
         parts = [arg for arg in node.all_input_nodes if arg in self.carrying]
         parts = [node.args[0]] if self.is_kind(node, ('div',)) and node.args[0] in self.carrying else parts
         known = [self.made_of[arg] for arg in parts if arg in self.made_of]
