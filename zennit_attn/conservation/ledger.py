@@ -49,7 +49,7 @@ class Audit:
     Attributes
     ----------
     output: :py:class:`torch.Tensor`
-        Relevance that entered at the output, of shape [batch].
+        Relevance that entered at the output, of shape [batch], in double precision on the CPU, as all of the ledger.
     input: :py:class:`torch.Tensor`
         Relevance found at the input, of shape [batch].
     sinks: list of :py:class:`Sink`
