@@ -225,6 +225,12 @@ FITTING = {
     'scan plus constant': (lambda m, a, b: shifted_scan(a), "shifted_scan, 'add', affine=True"),
     'sum of a list': (lambda m, a, b: summed([a, m.inner.weight, b]), "summed, 'add', affine=True"),
     'several outputs': (lambda m, a, b: torch.cat(in_two_parts(a), -1), "in_two_parts, 'add'"),
+    'several outputs with a constant': (
+        lambda m, a, b: torch.cat(in_two_shifted_parts(a), -1), "in_two_shifted_parts, 'add', affine=True"),
+    'constant that is steered': (
+        lambda m, a, b: gated_and_shifted(a, b), "gated_and_shifted, 'linear', steered=(1,), affine=True"),
+    'smooth activation with a parameter': (
+        lambda m, a, b: bent_by(a, m.inner.bias), "bent_by, 'activation'"),
     'roll': (lambda m, a, b: rolled(a), "rolled, 'rearrange'"),
     'index': (lambda m, a, b: picked(a, INDEX), "picked, 'rearrange'"),
     'list with a constant': (lambda m, a, b: joined([a[..., 1:], m.inner.weight[None, :, :1].expand(len(a), -1, -1)]),
@@ -273,13 +279,4 @@ UNFIT = {
     'has factors in one argument': lambda m, a, b: product_of_a_list([a, b]),
     'raises elsewhere': lambda m, a, b: particular(a),
     'counts': lambda m, a, b: counted(a) + a,
-}
-#: Code whose row is right, while the ledger is not.
-OPEN = {
-    'several outputs with a constant': (
-        lambda m, a, b: torch.cat(in_two_shifted_parts(a), -1), 'what is added to one of several outputs is no sink'),
-    'constant that is steered': (
-        lambda m, a, b: gated_and_shifted(a, b), 'the constant is taken where what steers it is zero'),
-    'smooth activation with a parameter': (
-        lambda m, a, b: bent_by(a, m.inner.bias), 'the slope at zero is taken for one number'),
 }

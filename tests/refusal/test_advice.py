@@ -95,15 +95,6 @@ def test_no_row_is_proposed(name):
     assert proposed(model, input) is None
 
 
-@pytest.mark.parametrize('name', [
-    pytest.param(name, marks=pytest.mark.xfail(raises=(AssertionError, RuntimeError), reason=why))
-    for name, (_, why) in unknown.OPEN.items()])
-def test_row_that_is_right_where_the_ledger_is_not(name, table):
-    model, input = advice.build(unknown.OPEN[name][0])
-    registered(proposed(model, input))
-    follows(model, input)
-
-
 @pytest.mark.parametrize('name', [*unknown.FITTING, *unknown.UNFIT])
 def test_proposal_changes_nothing(name):
     code = unknown.FITTING[name][0] if name in unknown.FITTING else unknown.UNFIT[name]

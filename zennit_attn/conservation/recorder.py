@@ -11,7 +11,7 @@ from ..observer import Observer, OperatorObserver
 from ..operators import Kind
 from ..propagation import Absorbed, softmax_dim
 from ..propagation.constants import added
-from ..trees import substitute
+from ..trees import substitute, tensors_in
 from .ledger import Operation, Sink
 
 
@@ -158,20 +158,24 @@ class _Record(OperatorObserver):
         call = self.call
         self.recorder.count(call, self.where, self.hook)
         output = call.args[0] if output is None or call.inplace else output
-        if not isinstance(output, torch.Tensor) or not output.requires_grad:
-            return
-        absorbed = self._absorbed(output.detach())
+        for place, tensor in enumerate(tensors_in(output)):
+            if tensor.requires_grad:
+                self._book(tensor, place)
+
+    def _book(self, output, place):
+        absorbed = self._absorbed(output.detach(), place)
         if absorbed is not None and (absorbed.value.any() or self.base is not None):
             self._watch(output, absorbed)
         elif self.base is not None:
             self._watch(output, Absorbed(torch.zeros_like(output)))
 
-    def _absorbed(self, output):
+    def _absorbed(self, output, place):
         rule = self.call.rule
         if rule is not None:
-            return rule.left_over(self.call, output)
+            return rule.left_over(self.call, output, place)
         # A rule of Zennit is measured as a whole. A rule of the user's is taken for one that is linear.
-        return None if self.hook is not None and not hasattr(self.hook, 'operate') else added(self.call, output)
+        ours = self.hook is None or hasattr(self.hook, 'operate')
+        return added(self.call, output, place) if ours else None
 
     def moved(self, outputs):
         '''The same in the relevance domain: what arrives where a constant was put is absorbed.'''

@@ -58,7 +58,8 @@ def follow(call: Call, origins: list[Origin | None]) -> Origin | None:
     if kind is Kind.REARRANGE:
         return origin
     if operator.scales:
-        return Origin(origin.activation, _at_zero(call, origin.zero) or origin.zero)
+        by_number = origin.zero != 0. and isinstance(_other(call), Real) and len(call.args) > 1
+        return Origin(origin.activation, _at_zero(call, origin.zero) if by_number else origin.zero)
     if kind is Kind.SELECT:
         return Origin(origin.activation or operator, _at_zero(call, origin.zero)) if operator.bounds else origin
     return origin if kind is Kind.ADD and origin.is_gate and origin.zero != 0. else None
@@ -89,7 +90,8 @@ def _shifted(call, origin):
 
 
 def _other(call):
-    return call.args[1] if call.carries(call.args[0]) else call.args[0]
+    '''The other of two operands.'''
+    return call.args[-1] if call.carries(call.args[0]) else call.args[0]
 
 
 def _is_number(value: Any, origin: Origin | None) -> bool:

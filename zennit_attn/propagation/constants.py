@@ -2,24 +2,27 @@
 import torch
 
 from ..operators import Kind
-from ..trees import substitute
+from ..trees import substitute, tensors_in
 from .rule import Absorbed
 
 
-def nothing(call, output):
+def nothing(call, output, place=0):
     '''A rule that absorbs nothing.'''
 
 
-def added(call, output):
+def added(call, output, place=0):
     '''The constants of an affine operator, ``f(0)``, or what bounds put in the place of values.'''
     if call.operator.bounds:
         return Absorbed(output * replaced(call, output)) if len(call.operands) == 1 else None
-    constant = constant_part(call)
-    return None if constant is None else Absorbed(constant)
+    constants = tensors_in(constant_part(call))
+    return Absorbed(constants[place]) if constants else None
 
 
 def constant_part(call, value=0.):
-    '''What an operator that is affine in its operands returns when these are `value`, or None if it adds nothing.'''
+    '''What an operator that is affine in its operands returns when these are `value`, or None if it adds nothing.
+
+    Operands that steer the others keep theirs: the constant may depend on them.
+    '''
     if not call.operator.affine or call.operator.kind is Kind.COMPOSED:
         return None
 
@@ -27,7 +30,8 @@ def constant_part(call, value=0.):
         return torch.full_like(tensor.detach(), value) if call.carries(tensor) else tensor
 
     with torch.no_grad():
-        args = [substitute(arg, fill) for arg in call.args]
+        args = [arg if position in call.operator.steered else substitute(arg, fill)
+                for position, arg in enumerate(call.args)]
         if call.inplace and not call.carries(call.args[0]):
             args[0] = call.before[0].clone()
         result = call.func(*args, **substitute(call.kwargs, fill))

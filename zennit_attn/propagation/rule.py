@@ -37,13 +37,14 @@ class Rule:
     name: str or None
         The name of the rule, as the table of operators of an audit has it. None for what only runs other operators.
     left_over: callable
-        Takes the call and its detached output, after it ran, and returns what it :py:class:`Absorbed`, or None.
+        Takes the call, its detached output, after it ran, and which of several outputs that is; returns what it
+        :py:class:`Absorbed`, or None.
     moved: callable, optional
         Takes the call and a detached output and returns a mask of what was put in the place of values: what a rule
         that moves values absorbs in the relevance domain. It returns None if there is nothing.
     '''
     def __init__(self, function: Callable[..., Any], name: str | None,
-                 left_over: Callable[[Call, torch.Tensor], Absorbed | None],
+                 left_over: Callable[[Call, torch.Tensor, int], Absorbed | None],
                  moved: Callable[[Call, torch.Tensor], torch.Tensor | None] | None = None):
         update_wrapper(self, function)
         self.function = function

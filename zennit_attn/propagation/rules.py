@@ -184,7 +184,7 @@ def activation(call):
         rest = [False if position == operator.flag else arg for position, arg in enumerate(rest, 1)]
     function = out_of_place(call.func, operator.name) if operator.inplace else call.func
     kwargs = {key: value for key, value in call.kwargs.items() if key != 'inplace'}
-    slope = slope_at_zero(function, rest, kwargs)
+    slope = slope_at_zero(function, rest, kwargs, operand)
     return call.write_back(Scale.apply(operand, lambda x: function(x, *rest, **kwargs), slope))
 
 

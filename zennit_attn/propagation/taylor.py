@@ -35,7 +35,7 @@ def _without_blanks(scores, call):
     return view
 
 
-def _softmax_bias(call, output):
+def _softmax_bias(call, output, place=0):
     '''The hidden bias of a softmax, ``y - J x``. What is masked receives nothing, and counts as 0.'''
     if call.operator.tangent is None:
         return None
@@ -76,7 +76,7 @@ def _has_formula(call):
     return elementwise and len(call.operands) == 1 and call.carries(call.args[0]) and not call.args[0].is_complex()
 
 
-def _hidden_bias(call, output):
+def _hidden_bias(call, output, place=0):
     '''Of a product of `n` factors ``(1 - n) y``, of a function of each element ``y - x y'(x)``.
 
     Of anything else, the output as a whole: what the operands received is taken off it where they are watched.
