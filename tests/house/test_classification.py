@@ -26,7 +26,7 @@ def unclassified(names):
 def test_every_overridable_function_is_classified():
     names = {base_name(resolve_name(function)) for function in FUNCTIONS}
     assert len(names) > 800
-    assert not unclassified(names), 'give these functions a kind in operators.py or a reason in refusals.py'
+    assert not unclassified(names), 'give these functions a kind in operators/names.py or a reason in operators/refusals.py'
 
 
 @pytest.mark.parametrize('space', SPACES, ids=lambda space: space.__name__)
@@ -37,7 +37,7 @@ def test_every_function_of_a_namespace_is_classified(space):
                  if type(member).__name__ in ('function', 'builtin_function_or_method')
                  and member not in get_ignored_functions()}
     assert functions
-    assert not unclassified(map(base_name, functions)), 'give these a kind in operators.py or a reason in refusals.py'
+    assert not unclassified(map(base_name, functions)), 'give these a kind in operators/names.py or a reason in operators/refusals.py'
 
 
 def test_an_unclassified_function_is_found():
