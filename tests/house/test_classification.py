@@ -19,6 +19,9 @@ SPACES = (torch.nn.functional, torch.special, torch.fft, torch.linalg)
 FUNCTIONS = [function for functions in get_overridable_functions().values() for function in functions]
 
 
+GIVE = 'give these functions a kind in operators/names.py, or a reason in operators/refusals.py'
+
+
 def unclassified(names):
     return sorted(name for name in names if name not in KINDS and reason(name) == UNKNOWN)
 
@@ -26,7 +29,7 @@ def unclassified(names):
 def test_every_overridable_function_is_classified():
     names = {base_name(resolve_name(function)) for function in FUNCTIONS}
     assert len(names) > 800
-    assert not unclassified(names), 'give these functions a kind in operators/names.py or a reason in operators/refusals.py'
+    assert not unclassified(names), GIVE
 
 
 @pytest.mark.parametrize('space', SPACES, ids=lambda space: space.__name__)
@@ -37,7 +40,7 @@ def test_every_function_of_a_namespace_is_classified(space):
                  if type(member).__name__ in ('function', 'builtin_function_or_method')
                  and member not in get_ignored_functions()}
     assert functions
-    assert not unclassified(map(base_name, functions)), 'give these a kind in operators/names.py or a reason in operators/refusals.py'
+    assert not unclassified(map(base_name, functions)), GIVE
 
 
 def test_an_unclassified_function_is_found():
