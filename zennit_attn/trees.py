@@ -81,3 +81,29 @@ def _updated(container, items):
         else:
             object.__setattr__(container, key, item)
     return container
+
+
+def address(tensor, shared=False):
+    '''Return what tells apart where tensors are: the place of the values, and for those that consist of others, theirs.
+
+    Parameters
+    ----------
+    tensor: :py:class:`torch.Tensor`
+        Of any subclass, such as a quantized or a distributed one, which may have no memory of its own.
+    shared: bool, optional
+        Whether views of the same memory are at the same place.
+
+    Returns
+    -------
+    object
+        To be compared only.
+    '''
+    try:
+        place = tensor.untyped_storage().data_ptr() if shared else tensor.data_ptr()
+    except RuntimeError:  # sparse tensors, and subclasses that only stand for others
+        place = 0
+    if place or type(tensor) in (torch.Tensor, torch.nn.Parameter):
+        return place
+    names = tensor.__tensor_flatten__()[0] if hasattr(tensor, '__tensor_flatten__') else ()
+    parts = tuple(address(getattr(tensor, name), shared) for name in names)
+    return parts or id(tensor)

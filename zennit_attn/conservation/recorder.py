@@ -11,7 +11,7 @@ from ..observer import Observer, OperatorObserver
 from ..operators import Kind
 from ..propagation import Absorbed, softmax_dim
 from ..propagation.constants import added
-from ..trees import substitute
+from ..trees import address, substitute
 from .ledger import Operation, Sink
 
 
@@ -48,7 +48,7 @@ class Recorder(Observer):
         self.amounts = {}
         self.counts = Counter()
         self.functions_accepted = []
-        self.names = {_storage(tensor): name for name, tensor in _named_tensors(model)}
+        self.names = {address(tensor, shared=True): name for name, tensor in _named_tensors(model)}
 
     def backward(self, output, inputs, relevance, sample):
         '''Run the backward pass of one sample and return the relevance found at the inputs.'''
@@ -203,7 +203,7 @@ class _Record(OperatorObserver):
         return SinkKey(self.where, self.call.operator.name, 'taylor', 'hidden bias')
 
     def _identify(self):
-        storages = [_storage(tensor) for tensor in self.call.constants]
+        storages = [address(tensor, shared=True) for tensor in self.call.constants]
         names = [self.recorder.names[storage] for storage in storages if storage in self.recorder.names]
         biases = [name for name in names if name.endswith('bias')]
         if biases:
@@ -216,10 +216,6 @@ class _Record(OperatorObserver):
 def _named_tensors(model):
     yield from model.named_buffers()
     yield from model.named_parameters()
-
-
-def _storage(tensor):
-    return tensor.untyped_storage().data_ptr()
 
 
 def _inner(value, grad):
