@@ -55,11 +55,14 @@ def test_tensors_that_are_no_parameters_of_several_models():
     composites = CPLRP(), CPLRP()
     for composite, model in zip(composites, (first, second), strict=True):
         composite.register(model)
-        assert not model[0].note.requires_grad and not model[0].scale.requires_grad
+        assert not model[0].note.requires_grad
+        assert not model[0].scale.requires_grad
     for composite in composites:
         composite.remove()
     for model in (first, second):
-        assert model[0].note is tensor and model[0].scale is tensor and tensor.requires_grad
+        assert model[0].note is tensor
+        assert model[0].scale is tensor
+    assert tensor.requires_grad
 
 
 @pytest.mark.parametrize('change', ['replaced', 'deleted', 'moved'])

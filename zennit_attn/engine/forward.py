@@ -17,7 +17,7 @@ from ..propagation import Call
 from ..trees import leaves, rebuilt, tensors_of
 from . import messages
 from .assignments import Assignments
-from .domains import Reindexed, Source, ToGradient, ToRelevance
+from .domains import Moved, Reindexed, Source, ToGradient, ToRelevance
 from .tags import Tag, activation_of, tag_of, twin_of
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Forward:
     def to_gradient(self, tensor: torch.Tensor) -> torch.Tensor:
         '''Convert a tensor of the relevance domain for operator code; its twin stays known.'''
         output = ToGradient.apply(tensor, self.engine.passes)
-        self._mark(output, None, Source(tensor).resolve)
+        self._mark(output, None, Source(tensor))
         return output
 
     def to_relevance(self, tensor: torch.Tensor, where: str) -> torch.Tensor:
@@ -157,12 +157,12 @@ class Forward:
         '''Tag what an operator returned.'''
         if isinstance(output, torch.Tensor):
             if output.requires_grad:
-                self._mark(output, activation, twin and partial(twin.resolve, 0))
+                self._mark(output, activation, twin and Moved(twin, 0))
         elif isinstance(output, (tuple, list)):
             for index, item in enumerate(output):
                 if isinstance(item, torch.Tensor):
                     if item.requires_grad:
-                        self._mark(item, activation, twin and partial(twin.resolve, index))
+                        self._mark(item, activation, twin and Moved(twin, index))
                 else:
                     self.mark(item)
         return output

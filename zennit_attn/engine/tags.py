@@ -46,9 +46,12 @@ def activation_of(tensor: torch.Tensor) -> Operator | None:
     return tag.activation if tag is not None and tag.version == tensor._version else None
 
 
+def has_twin(tensor: torch.Tensor) -> bool:
+    '''Whether a tensor may have a twin, as it was not written to since.'''
+    tag = tag_of(tensor)
+    return tag is not None and tag.twin is not None and tag.version == tensor._version
+
+
 def twin_of(tensor: torch.Tensor) -> torch.Tensor | None:
     '''Return the tensor of the relevance domain that holds the same values, or None if there is none (any more).'''
-    tag = tag_of(tensor)
-    if tag is None or tag.twin is None or tag.version != tensor._version:
-        return None
-    return tag.twin()
+    return tag_of(tensor).twin() if has_twin(tensor) else None  # type: ignore[union-attr, misc]  # or it has none
