@@ -39,11 +39,53 @@ def test_final_softmax_module():
     assert explain(model, input, AttnLRP)[1].isfinite().all()
 
 
+class WithoutGradients(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.body, self.how = Plain(), how
+
+    def forward(self, x):
+        if self.how == 'decorator':
+            return torch.no_grad()(self.body)(x).mean(1)
+        if self.how == 'after a gate':
+            x = x * self.body(x).sigmoid()
+        with torch.inference_mode() if self.how == 'inference_mode' else torch.no_grad():
+            return self.body(x).mean(1)
+
+
+@every_entry
+@pytest.mark.parametrize('how', ['decorator', 'no_grad', 'inference_mode', 'after a gate'])
+def test_forward_without_gradients(entry, how):
+    '''The cause is said, and not that logits should be explained.'''
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, input = WithoutGradients(how).double(), torch.randn(SHAPE).double()
+    message = refused(model, lambda: entry(model, input), "'body.fc' runs linear under torch.no_grad", 'decorator')
+    assert 'logits' not in message
+
+
+def test_gate_after_what_ran_without_gradients():
+    class Mask(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = Plain()
+
+        def forward(self, x):
+            with torch.no_grad():
+                mask = self.body(x) > 0
+            return (self.body(x) * mask).mean(1).softmax(-1)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, input = Mask().double(), torch.randn(SHAPE).double()
+    refused(model, lambda: explain(model, input), 'softmax', 'logits')
+
+
 def test_output_without_the_input():
     '''An output that does not depend on the input at all.'''
     model, input = host(Plain())
     model.forward = lambda x: model.head(torch.ones(3, TOKENS, DIM, dtype=x.dtype))
-    refused(model, lambda: explain(model, input), 'Host', 'relevance')
+    assert 'logits' not in refused(model, lambda: explain(model, input), 'Host', 'relevance', 'detach')
 
 
 def test_input_without_grad():

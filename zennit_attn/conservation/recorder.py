@@ -227,9 +227,24 @@ def _inner(value, grad):
 def _within_base(view, value, before):
     '''A value of a view in the shape of its base, and beside it what the base held that did not carry relevance yet.'''
     base = torch.zeros_like(view._base.detach()) if before is None else before.clone()
-    offset = view.storage_offset() - view._base.storage_offset() + base.storage_offset()
-    base.as_strided(view.shape, view.stride(), offset).copy_(value)
+    size, stride, first = _layout(view)
+    _, _, start = _layout(view._base)
+    value = value.conj() if view.is_conj() else -value if view.is_neg() else value
+    value = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+    # Of elements that share memory, as those of an expanded tensor do, one stands for all.
+    for axis, step in enumerate(stride):
+        if step == 0 and size[axis] > 1:
+            value = value.narrow(axis, 0, 1)
+    real = torch.view_as_real(base) if base.is_complex() else base
+    real.as_strided(value.shape, stride, first - start).copy_(value)
     return base
+
+
+def _layout(tensor):
+    '''The sizes, strides and offset of a tensor, in real numbers.'''
+    if not tensor.is_complex():
+        return tensor.shape, tensor.stride(), tensor.storage_offset()
+    return (*tensor.shape, 2), (*(2 * step for step in tensor.stride()), 1), 2 * tensor.storage_offset()
 
 
 def _number(call):

@@ -57,6 +57,7 @@ class Forward:
         self.constant_tag = Tag(self.identity, carries=False)
         self.direct = not (self.assignments.any or self.observed)
         self._last_gate: tuple | None = None
+        self._without_grad: tuple | None = None
 
     # ---- what rules may ask ------------------------------------------------------------------------------------------
 
@@ -77,7 +78,12 @@ class Forward:
     def note_gate(self, call: Call, output: Any = None) -> None:
         '''Remember a gate, to name it if nothing that carries relevance is left.'''
         reference = weakref.ref(output) if isinstance(output, torch.Tensor) else None
-        self._last_gate = (call.operator.name, *self.locate(), reference)
+        self._last_gate, self._without_grad = (call.operator.name, *self.locate(), reference), None
+
+    def note_without_grad(self, call: Call) -> None:
+        '''Remember the first operator since the last gate that ran without gradients, to name it likewise.'''
+        if self._without_grad is None:
+            self._without_grad = (call.operator.name, *self.locate())
 
     def decompose(self, function: Callable, args: tuple, kwargs: Mapping, rules: Mapping | None = None) -> Any:
         '''Run code under the engine's eyes, if given with other rules for some kinds of operators.'''
@@ -263,10 +269,13 @@ class Forward:
                   and not isinstance(output, torch.Tensor)]
         if opaque:
             return messages.unseen_output(root, opaque[0])
+        ends = self._last_gate is not None and self._last_gate[3] is not None and any(
+            self._last_gate[3]() is output for output in outputs)
+        if self._without_grad is not None and not ends:
+            return messages.no_relevance(root, messages.ends_without_grad(*self._without_grad))
         if self._last_gate is None:
-            return messages.no_relevance(root, 'no operator between input and output passes relevance on')
-        name, module, line, reference = self._last_gate
-        ends = reference is not None and any(reference() is output for output in outputs)
+            return messages.no_relevance(root, messages.NO_DEPENDENCE)
+        name, module, line, _ = self._last_gate
         return messages.no_relevance(root, messages.ends_at_gate(name, module, line, ends))
 
     def _why_untracked(self, tensor, tag, where):

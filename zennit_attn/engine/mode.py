@@ -7,10 +7,17 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from zennit.core import Stabilizer
 
-from ..errors import ContextError, NoRelevance, UnsupportedModule, UnsupportedOperator
+from ..errors import (
+    AttributionError,
+    ContextError,
+    NoRelevance,
+    UnsupportedModule,
+    UnsupportedOperator,
+    UntrackedTensor,
+)
 from ..operators import TABLE, Kind, lookup, out_of_place, reason
 from ..operators.probe import propose
-from ..operators.refusals import UNKNOWN
+from ..operators.refusals import UNKNOWN, UNSEEN_WRITE
 from ..propagation import Call
 from ..trees import substitute, tensors_in, tensors_of
 from . import messages
@@ -18,6 +25,7 @@ from .arguments import Arguments
 from .domains import BackwardPasses, watching
 from .forward import Forward
 from .location import Location
+from .memory import guard
 from .module_calls import apply_to_operator
 from .tags import activation_of, tag_of
 
@@ -148,6 +156,9 @@ class Engine(TorchFunctionMode):
         self.forward = forward
         try:
             yield
+        except SystemError as error:
+            # Code in C++ that calls the engine makes this of its refusals.
+            raise error.__cause__ if isinstance(error.__cause__, AttributionError) else error from None
         except RuntimeError as error:
             if messages.CHECKPOINTING not in str(error):
                 raise
@@ -210,6 +221,9 @@ class Engine(TorchFunctionMode):
         self._check_origin(operator, args, operands)
         if any(self._is_constant(operand) for operand in operands):
             if operator is not None and operator.name.endswith('__set__'):
+                unseen = operator.name == UNSEEN_WRITE
+                return self._run_unknown(operator, func, args, kwargs) if unseen else func(*args, **kwargs)
+            if self._fills_parameter(operator, args, operands):
                 return func(*args, **kwargs)
             args, kwargs = self._detach_constants(operator, args, kwargs)
             operands = [tensor for tensor in tensors_in(args, kwargs) if tensor.requires_grad]
@@ -255,9 +269,17 @@ class Engine(TorchFunctionMode):
             return tensor.detach() if constant else tensor
         return substitute((args, kwargs), detached)
 
+    def _fills_parameter(self, operator, args, operands):
+        '''Whether a function gives a parameter its values, such as that of a module which is built in a forward.'''
+        target = args[0] if operator is not None and operator.inplace and args else None
+        return isinstance(target, torch.nn.Parameter) and (
+            not torch.is_grad_enabled() or all(operand is target for operand in operands))
+
     def _run_unknown(self, operator, func, args, kwargs):
         if operator is not None and operator.harmless:
             return func(*args, **kwargs)
+        if operator is not None and operator.name == UNSEEN_WRITE and self.unknown != 'gradient':
+            raise UntrackedTensor(messages.unseen_write(*self.forward.locate(), tuple(args[0].shape)))
         name = getattr(func, '__name__', str(func)) if operator is None else operator.name
         why = reason(name, operator)
         if self.unknown == 'gradient':
@@ -267,6 +289,7 @@ class Engine(TorchFunctionMode):
         raise UnsupportedOperator(messages.unknown(*self.forward.locate(), name, why, row))
 
     def _run_without_grad(self, call):
+        self.forward.note_without_grad(call)
         if not call.inplace or not call.carries(call.args[0]):
             return self.forward.mark(call.run())
         raise UnsupportedOperator(messages.written_without_grad(*self.forward.locate(), call.operator.name))
@@ -291,6 +314,7 @@ class Engine(TorchFunctionMode):
         if call.operator.mask is not None:
             call.flatten_mask()
         activations = [activation_of(operand) for operand in call.operands]
+        check_memory = guard(call) if call.inplace else None
         module, hook = forward.rule_of(kind)
         if forward.observed:
             call.watched_by(forward.observer.begin(call, module, hook))
@@ -298,6 +322,8 @@ class Engine(TorchFunctionMode):
             output = forward.assignments.default(kind)(call)
         else:
             output = apply_to_operator(forward, call, module, hook)
+        if check_memory is not None:
+            check_memory()
         forward.mark_result(call, output, activations)
         record = call.released()
         if record is not None:

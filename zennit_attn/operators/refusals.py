@@ -100,6 +100,8 @@ GROUPS = {
 #: The reasons by name.
 REASONS = {name: reason for reason, names in GROUPS.items() for name in names.split()}
 
+#: What code in C++ that writes into a tensor sets, as the only sign of it that Python sees.
+UNSEEN_WRITE = 'torch.Tensor._backward_hooks.__set__'
 UNKNOWN = 'it is not in the table of operators'
 _SETTER = 'assigning to an attribute of a tensor goes past autograd; make a new tensor instead'
 _OVERWRITES = 'it writes what does not depend on the input into a tensor that does; use the form without underscore'
@@ -119,6 +121,8 @@ def reason(name, operator=None):
     -------
     str
     '''
+    if name == UNSEEN_WRITE:
+        return 'it writes in place, and its code cannot be seen'
     if name.endswith(('.__set__', '.__delete__')):
         return _SETTER
     if operator is not None and operator.inplace and operator.kind.value == 'plain':
