@@ -42,6 +42,8 @@ class Forward:
         Whether somebody watches.
     thread: int
         The thread that it runs in.
+    refusal: :py:class:`~zennit_attn.errors.UntrackedTensor` or None
+        What code in C++ was refused, which may have gone on all the same, or have made another error of it.
     carrying_tag, constant_tag: :py:class:`~zennit_attn.engine.tags.Tag`
         The tags of all tensors that carry relevance, or no relevance, and of which no more is known.
     '''
@@ -56,6 +58,7 @@ class Forward:
         self.carrying_tag = Tag(self.identity)
         self.constant_tag = Tag(self.identity, carries=False)
         self.direct = not (self.assignments.any or self.observed)
+        self.refusal: UntrackedTensor | None = None
         self._last_gate: tuple | None = None
         self._without_grad: tuple | None = None
 

@@ -8,7 +8,6 @@ from torch.overrides import TorchFunctionMode
 from zennit.core import Stabilizer
 
 from ..errors import (
-    AttributionError,
     ContextError,
     NoRelevance,
     UnsupportedModule,
@@ -156,9 +155,12 @@ class Engine(TorchFunctionMode):
         self.forward = forward
         try:
             yield
+            if forward.refusal is not None:
+                raise forward.refusal
         except SystemError as error:
-            # Code in C++ that calls the engine makes this of its refusals.
-            raise error.__cause__ if isinstance(error.__cause__, AttributionError) else error from None
+            if forward.refusal is None:
+                raise
+            raise forward.refusal from error
         except RuntimeError as error:
             if messages.CHECKPOINTING not in str(error):
                 raise
@@ -279,7 +281,8 @@ class Engine(TorchFunctionMode):
         if operator is not None and operator.harmless:
             return func(*args, **kwargs)
         if operator is not None and operator.name == UNSEEN_WRITE and self.unknown != 'gradient':
-            raise UntrackedTensor(messages.unseen_write(*self.forward.locate(), tuple(args[0].shape)))
+            self.forward.refusal = UntrackedTensor(messages.unseen_write(*self.forward.locate(), tuple(args[0].shape)))
+            raise self.forward.refusal
         name = getattr(func, '__name__', str(func)) if operator is None else operator.name
         why = reason(name, operator)
         if self.unknown == 'gradient':
