@@ -67,7 +67,7 @@ op('detach requires_grad', Kind.PLAIN, harmless=True)
 op('''
    cat concat concatenate stack hstack vstack dstack column_stack row_stack block_diag masked_fill masked_scatter
    index_fill pad constant_pad_nd select_scatter slice_scatter diagonal_scatter fill_diagonal complex unfold
-   as_strided_scatter
+   as_strided_scatter pad_sequence
    ''', Kind.REARRANGE, affine=True)
 op('where', Kind.REARRANGE, 'condition input other', affine=True)
 op('copy fill zero', Kind.REARRANGE, affine=True, overwrites=True)
@@ -177,6 +177,7 @@ op('threshold', Kind.COMPOSED, decomposition=parts.threshold)
 op('renorm', Kind.COMPOSED, decomposition=parts.renorm)
 op('scatter_reduce', Kind.COMPOSED, decomposition=parts.scatter_reduce)
 op('index_reduce', Kind.COMPOSED, decomposition=parts.index_reduce)
+op('pad_packed_sequence', Kind.COMPOSED, decomposition=parts.pad_packed_sequence)
 op('lstm', Kind.COMPOSED, decomposition=parts.lstm)
 op('lstm_cell', Kind.COMPOSED, decomposition=parts.lstm_cell)
 op('gru', Kind.COMPOSED, decomposition=parts.gru)

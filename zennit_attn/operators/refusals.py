@@ -27,9 +27,6 @@ GROUPS = {
     'relevance is not followed through named tensors, which newer versions of torch lack; use permute, unsqueeze': '''
         align_as align_to refine_names rename update_names
         ''',
-    'relevance is not followed through packed sequences; pad to one length instead': '''
-        pack_padded_sequence pad_packed_sequence
-        ''',
     'the kernel is that of one library or device; use the function of torch.nn.functional': '''
         miopen_batch_norm miopen_convolution miopen_convolution_add_relu miopen_convolution_relu
         miopen_convolution_transpose miopen_depthwise_convolution miopen_rnn to_mkldnn
