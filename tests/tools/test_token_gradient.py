@@ -176,3 +176,15 @@ def test_several_inputs_are_one_ledger(make):
     torch.testing.assert_close(ledger.input, sum(part.flatten(1).sum(1) for part in parts))
     assert_closed(ledger)
     assert all((part != 0).any() for part in parts)
+
+
+@pytest.mark.parametrize('composite', [CPLRP, AttnLRP])
+def test_embedding_that_is_made_to_require_a_gradient(model, composite):
+    '''As ``enable_input_require_grads`` of transformers does, which set-ups for fine-tuning call.'''
+    def explained():
+        with TokenGradient(model, model.embedding, composite()) as attributor:
+            return attributor(IDS)[1]
+    wanted = explained()
+    model.embedding.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
+    assert torch.allclose(explained(), wanted, rtol=1e-12)
+    assert_closed(audit(model, composite(), IDS, embedding=model.embedding))

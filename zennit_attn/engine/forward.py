@@ -195,7 +195,7 @@ class Forward:
             activation = activations[0]
         if output is None or call.inplace:
             self._mark_target(call, None if operator.kind is Kind.ACTIVATION else activation)
-        elif operator.kind is not Kind.COMPOSED and not call.carries(output):  # its steps have tagged what they returned
+        elif operator.kind is not Kind.COMPOSED and not call.carries(output):  # what is composed is tagged by its steps
             moves = (moves or operator.kind is Kind.SELECT) and not call.accumulates and not (
                 any(operand.is_complex() for operand in call.operands))  # of which some are conjugated
             twin = Reindexed(call, call.record) if self.assignments.modules and moves else None

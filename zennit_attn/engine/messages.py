@@ -4,7 +4,7 @@ from __future__ import annotations
 CHECKPOINTING = (
     'saved tensor hooks such as those of torch.utils.checkpoint compute parts of the model again in the backward pass, '
     'where no rule can follow; turn checkpointing off (model.eval(), gradient_checkpointing_disable(), '
-    'use_checkpoint=False)'
+    'use_checkpoint=False), and put hooks that only keep tensors elsewhere (save_on_cpu) around the explanation'
 )
 
 

@@ -3,7 +3,6 @@ import threading
 from contextlib import contextmanager
 
 import torch
-from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from zennit.core import Stabilizer
 
@@ -26,10 +25,13 @@ from .forward import Forward
 from .location import Location
 from .memory import guard
 from .module_calls import apply_to_operator
+from .saved import without_recomputation
 from .tags import activation_of, tag_of
 
+#: Functions by which code says that a tensor requires a gradient.
+_SWITCHES = frozenset((torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__))
 #: Functions by which code asks for gradients while it runs.
-_GRADIENTS = frozenset((torch.autograd.grad, torch.Tensor.backward, torch.Tensor.register_hook))
+_GRADIENTS = _SWITCHES | {torch.autograd.grad, torch.Tensor.backward, torch.Tensor.register_hook}
 
 
 class Engine(TorchFunctionMode):
@@ -144,7 +146,7 @@ class Engine(TorchFunctionMode):
         arguments = Arguments()
         args, kwargs = arguments.enter((args, kwargs), forward.enter)
         try:
-            with self._running(forward), disable_saved_tensors_hooks(messages.CHECKPOINTING), self:
+            with self._running(forward), without_recomputation(), self:
                 output = function(*args, **kwargs)
             return forward.leave(output)
         finally:
@@ -335,6 +337,8 @@ class Engine(TorchFunctionMode):
 
     def _run_watched(self, func, args, kwargs):
         '''Refuse gradients taken while the model runs: they would be those of the rules. Hooks may only look.'''
+        if func in _SWITCHES:
+            return self._switch(func, args, kwargs)
         if not any(tensor.requires_grad for tensor in tensors_in(args, kwargs)):
             return func(*args, **kwargs)
         module, line = self.forward.locate()
@@ -342,3 +346,13 @@ class Engine(TorchFunctionMode):
             hook = args[1] if len(args) > 1 else kwargs['hook']
             return func(args[0], watching(hook, f'a tensor hook of module {module!r}\n  {line}\n'))
         raise UnsupportedOperator(messages.gradients_inside(module, line, func.__name__))
+
+    def _switch(self, func, args, kwargs):
+        '''Let code ask for gradients of a tensor that carries no relevance, which stays a constant.'''
+        tensor = args[0]
+        carried = tensor.requires_grad
+        output = func(*args, **kwargs)
+        # torch.func does so too, with tensors that may wrap some that carry relevance.
+        if not carried and torch._C._functorch.peek_interpreter_stack() is None:
+            self.forward.mark_constant(tensor)
+        return output

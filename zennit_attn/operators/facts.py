@@ -61,6 +61,8 @@ def _log_softmax_tangent(x, y, dim):
 # what carries nothing
 
 op('detach requires_grad', Kind.PLAIN, harmless=True)
+op(torch.Tensor.requires_grad_, Kind.PLAIN)
+op(torch.Tensor.requires_grad.__set__, Kind.PLAIN)
 
 # moving and picking values
 
