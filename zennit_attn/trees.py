@@ -102,8 +102,13 @@ def address(tensor, shared=False):
         place = tensor.untyped_storage().data_ptr() if shared else tensor.data_ptr()
     except RuntimeError:  # sparse tensors, and subclasses that only stand for others
         place = 0
-    if place or type(tensor) in (torch.Tensor, torch.nn.Parameter):
+    if place or is_plain(tensor):
         return place
     names = tensor.__tensor_flatten__()[0] if hasattr(tensor, '__tensor_flatten__') else ()
-    parts = tuple(address(getattr(tensor, name), shared) for name in names)
-    return parts or id(tensor)
+    parts = [getattr(tensor, name) for name in names]
+    return tuple(address(part, shared) for part in parts if isinstance(part, torch.Tensor)) or id(tensor)
+
+
+def is_plain(tensor):
+    '''Whether torch's own functions run on a tensor, and not those that a subclass has put in their place.'''
+    return type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
