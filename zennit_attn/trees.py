@@ -109,6 +109,11 @@ def address(tensor, shared=False):
     return tuple(address(part, shared) for part in parts if isinstance(part, torch.Tensor)) or id(tensor)
 
 
+def gathered(tensor):
+    '''Return what a distributed tensor holds as a plain one, and any other as it is.'''
+    return tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor
+
+
 def is_plain(tensor):
     '''Whether torch's own functions run on a tensor, and not those that a subclass has put in their place.'''
     return type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__

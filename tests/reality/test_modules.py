@@ -272,3 +272,22 @@ def test_weights_of_a_tensor_subclass_in_operator_code(make, cls):
     model, plain = quantize(fresh(Added), cls), quantize(fresh(Added), None)
     close(relevance_of(model, data(), make), relevance_of(plain, data(), make))
     assert_closed(audit(model, make(), data(), one_hot))
+
+
+def test_distributed_parameters():
+    '''As torch distributes a model, here to one process.'''
+    distributed, tensor = torch.distributed, pytest.importorskip('torch.distributed.tensor')
+    if not distributed.is_available() or distributed.is_initialized():
+        pytest.skip('torch cannot distribute here')
+    wanted = relevance_of(fresh(layers), data(), CPLRP, lambda output: output.detach())
+    distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = tensor.init_device_mesh('cpu', (1,))
+        model = tensor.distribute_module(fresh(layers), mesh)
+        x = tensor.distribute_tensor(data(), mesh, [tensor.Replicate()])
+        close(relevance_of(model, x, CPLRP, lambda output: output.detach()).full_tensor(), wanted)
+        ledger = audit(model, CPLRP(), x)
+        assert_closed(ledger)
+        assert {sink.name for sink in ledger.sinks if sink.kind == 'bias'} == {'0.bias', '3.bias'}
+    finally:
+        distributed.destroy_process_group()

@@ -11,7 +11,7 @@ from ..observer import Observer, OperatorObserver
 from ..operators import Kind
 from ..propagation import Absorbed, softmax_dim
 from ..propagation.constants import added
-from ..trees import address, substitute
+from ..trees import address, gathered, substitute
 from .ledger import Operation, Sink
 
 
@@ -57,12 +57,12 @@ class Recorder(Observer):
         own[sample] = relevance[sample]
         found = torch.autograd.grad(output, inputs, own, retain_graph=sample + 1 < len(relevance), allow_unused=True)
         zero = torch.zeros((), dtype=torch.float64, device=output.device)
-        return sum((part.double().sum() for part in found if part is not None), zero)
+        return sum((gathered(part.double().sum()) for part in found if part is not None), zero)
 
     def take(self, key, amount):
         '''Book an amount for a sink, for the sample whose backward pass runs.'''
         samples = self.amounts.setdefault(key, {})
-        samples[self.sample] = samples.get(self.sample, 0.) + amount.detach().double().sum()
+        samples[self.sample] = samples.get(self.sample, 0.) + gathered(amount.detach().double().sum())
 
     def sinks(self, batch):
         '''Return the sinks, largest first.'''

@@ -161,7 +161,10 @@ class ToGradient(Function):
 
 
 class ToRelevance(Function):
-    '''A tensor leaves operator code: ``g = R / (x + eps sign(x))``. The stabilizer absorbs the rest.'''
+    '''A tensor leaves operator code: ``g = R / (x + eps sign(x))``. The stabilizer absorbs the rest.
+
+    In low precision `g` is at most the largest number there is, and the stabilizer is booked for what that cuts off.
+    '''
     @staticmethod
     def forward(ctx, x, stabilizer, report, passes):
         output = x.clone()
@@ -179,6 +182,10 @@ class ToRelevance(Function):
         wide = torch.promote_types(x.dtype, torch.float32)
         divisor = stabilized(ctx.stabilizer, x.to(wide))
         grad = torch.div(relevance.to(wide), divisor, out=divisor)
+        if wide != x.dtype:
+            # A quotient that its type can not hold would be infinite, and what it meets no number any more.
+            limit = torch.finfo(x.dtype).max
+            grad = grad.clamp_(-limit, limit)
         if ctx.report is not None:
             ctx.report(relevance.to(wide) - x.to(wide) * grad)
         return grad.to(x.dtype), None, None, None
