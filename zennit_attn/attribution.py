@@ -6,6 +6,8 @@ import torch
 from zennit.attribution import Gradient
 
 from .canonizers.attention import engine_of
+from .engine import messages
+from .engine.tags import gate_of
 from .errors import NoRelevance
 
 
@@ -75,7 +77,7 @@ def call_model(model, input, embedding=None, select=None):
     Raises
     ------
     NoRelevance
-        If the embedding was not called exactly once.
+        If the embedding was not called exactly once, or what is selected carries no relevance.
     TypeError
         If there is no tensor to explain.
     '''
@@ -93,6 +95,8 @@ def call_model(model, input, embedding=None, select=None):
     if not isinstance(output, torch.Tensor):
         raise TypeError(f'{type(model).__name__} returns {type(output).__name__}, not a tensor; pass select, e.g. '
                         'select=lambda output: output.logits, or wrap the model in a module that returns the tensor')
+    if engine_of(model) is not None and torch.is_grad_enabled() and not output.requires_grad:
+        raise NoRelevance(messages.no_relevance_selected(type(model).__name__, gate_of(output)))
     return output, leaves
 
 

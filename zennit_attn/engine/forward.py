@@ -2,10 +2,8 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +16,7 @@ from ..trees import leaves, rebuilt, tensors_of
 from . import messages
 from .assignments import Assignments
 from .domains import Moved, Reindexed, Source, ToGradient, ToRelevance
-from .tags import Tag, activation_of, tag_of, twin_of
+from .tags import Tag, activation_of, gate_of, tag_of, twin_of
 
 if TYPE_CHECKING:
     from .mode import Engine
@@ -80,8 +78,10 @@ class Forward:
 
     def note_gate(self, call: Call, output: Any = None) -> None:
         '''Remember a gate, to name it if nothing that carries relevance is left.'''
-        reference = weakref.ref(output) if isinstance(output, torch.Tensor) else None
-        self._last_gate, self._without_grad = (call.operator.name, *self.locate(), reference), None
+        self._last_gate, self._without_grad = (call.operator.name, *self.locate()), None
+        target = call.args[0] if call.inplace and call.args[0].requires_grad else output
+        if isinstance(target, torch.Tensor):
+            target.lrp_gate = self._last_gate  # type: ignore[attr-defined]
 
     def note_without_grad(self, call: Call) -> None:
         '''Remember the first operator since the last gate that ran without gradients, to name it likewise.'''
@@ -122,10 +122,17 @@ class Forward:
 
     def leave(self, output: Any) -> Any:
         '''Return the root's output in the relevance domain.'''
-        if not any(tensor.requires_grad for tensor in tensors_of(output)):
-            raise NoRelevance(self._why_none(leaves(output)))
         self.check_output(self.location.root, output)
-        return rebuilt(output, partial(self.to_relevance, where='output'))
+        if not any(tensor.requires_grad and not self.is_constant(tensor) for tensor in tensors_of(output)):
+            raise NoRelevance(self._why_none(leaves(output)))
+        return rebuilt(output, self._outside)
+
+    def _outside(self, tensor):
+        if not self.is_constant(tensor):
+            return self.to_relevance(tensor, where='output')
+        output = tensor.detach()  # else nobody could tell that it carries nothing
+        output.lrp_gate = gate_of(tensor)  # type: ignore[attr-defined]
+        return output
 
     def give_back(self, tensor: torch.Tensor) -> torch.Tensor:
         '''Return what the root has left in an argument, such as a cache, in the relevance domain.'''
@@ -272,14 +279,14 @@ class Forward:
                   and not isinstance(output, torch.Tensor)]
         if opaque:
             return messages.unseen_output(root, opaque[0])
-        ends = self._last_gate is not None and self._last_gate[3] is not None and any(
-            self._last_gate[3]() is output for output in outputs)
-        if self._without_grad is not None and not ends:
+        gate = next(filter(None, map(gate_of, outputs)), None)
+        if gate is not None:
+            return messages.no_relevance(root, messages.ends_at_gate(*gate, last=True))
+        if self._without_grad is not None:
             return messages.no_relevance(root, messages.ends_without_grad(*self._without_grad))
         if self._last_gate is None:
             return messages.no_relevance(root, messages.NO_DEPENDENCE)
-        name, module, line, _ = self._last_gate
-        return messages.no_relevance(root, messages.ends_at_gate(name, module, line, ends))
+        return messages.no_relevance(root, messages.ends_at_gate(*self._last_gate, last=False))
 
     def _why_untracked(self, tensor, tag, where):
         module, line = self.locate()

@@ -99,8 +99,14 @@ def no_relevance(root: str, reason: str) -> str:
 
 NO_DEPENDENCE = (
     'no operator between input and output passes relevance on\n'
-    'look for what cuts the output off from the input: detach, torch.no_grad (as a decorator of forward too), constants'
+    'look for what cuts it off from the input: a gate (softmax, sigmoid), detach, torch.no_grad (as a decorator of '
+    'forward too), constants'
 )
+
+
+def no_relevance_selected(root: str, gate: tuple[str, str, str] | None) -> str:
+    why = NO_DEPENDENCE if gate is None else ends_at_gate(*gate, last=True)
+    return f'what is selected of the output of {root} carries no relevance: {why}'
 
 
 def ends_without_grad(name: str, module: str, line: str) -> str:

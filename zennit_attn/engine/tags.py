@@ -46,6 +46,11 @@ def activation_of(tensor: torch.Tensor) -> Operator | None:
     return tag.activation if tag is not None and tag.version == tensor._version else None
 
 
+def gate_of(output: object) -> tuple[str, str, str] | None:
+    '''Return the gate that a tensor is the result of: its operator, the module and the line; or None.'''
+    return getattr(output, 'lrp_gate', None)
+
+
 def has_twin(tensor: torch.Tensor) -> bool:
     '''Whether a tensor may have a twin, as it was not written to since.'''
     tag = tag_of(tensor)
