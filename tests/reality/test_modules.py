@@ -274,6 +274,7 @@ def test_weights_of_a_tensor_subclass_in_operator_code(make, cls):
     assert_closed(audit(model, make(), data(), one_hot))
 
 
+@pytest.mark.filterwarnings('ignore:DTensor random operators')
 def test_distributed_parameters():
     '''As torch distributes a model, here to one process.'''
     distributed, tensor = torch.distributed, pytest.importorskip('torch.distributed.tensor')
