@@ -76,7 +76,7 @@ def call_model(model, input, embedding=None, select=None):
     Raises
     ------
     NoRelevance
-        If the embedding was not called exactly once.
+        If the embedding was not called exactly once, or what is selected carries no relevance.
     TypeError
         If there is no tensor to explain.
     '''

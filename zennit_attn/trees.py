@@ -81,3 +81,39 @@ def _updated(container, items):
         else:
             object.__setattr__(container, key, item)
     return container
+
+
+def address(tensor, shared=False):
+    '''Return what tells apart where tensors are: the place of the values, and for those that consist of others, theirs.
+
+    Parameters
+    ----------
+    tensor: :py:class:`torch.Tensor`
+        Of any subclass, such as a quantized or a distributed one, which may have no memory of its own.
+    shared: bool, optional
+        Whether views of the same memory are at the same place.
+
+    Returns
+    -------
+    object
+        To be compared only.
+    '''
+    try:
+        place = tensor.untyped_storage().data_ptr() if shared else tensor.data_ptr()
+    except RuntimeError:  # sparse tensors, and subclasses that only stand for others
+        place = 0
+    if place or is_plain(tensor):
+        return place
+    names = tensor.__tensor_flatten__()[0] if hasattr(tensor, '__tensor_flatten__') else ()
+    parts = [getattr(tensor, name) for name in names]
+    return tuple(address(part, shared) for part in parts if isinstance(part, torch.Tensor)) or id(tensor)
+
+
+def gathered(tensor):
+    '''Return what a distributed tensor holds as a plain one, and any other as it is.'''
+    return tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor
+
+
+def is_plain(tensor):
+    '''Whether torch's own functions run on a tensor, and not those that a subclass has put in their place.'''
+    return type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.overrides import wrap_torch_function
 
 SIZE = 4
@@ -122,11 +121,6 @@ LENGTHS = torch.tensor([4, 2])
 KEPT = torch.arange(SIZE) < LENGTHS[:, None]
 
 
-def packed(m, a, b):
-    output, _ = m.lstm(pack_padded_sequence(a, LENGTHS, batch_first=True))
-    return pad_packed_sequence(output, batch_first=True)[0]
-
-
 def assigned(m, a, b):
     y = a.clone()
     y.data = y.data * 2.
@@ -200,7 +194,6 @@ CASES = {
         lambda m, a, b: a.masked_fill(~KEPT[..., None], 0.)),
     'rename': Case(lambda m, a, b: STAND_INS['rename'](a), lambda m, a, b: a),
     'align_to': Case(lambda m, a, b: STAND_INS['align_to'](a), lambda m, a, b: a.permute(0, 2, 1).unsqueeze(-1)),
-    'pack_padded_sequence': Case(packed, lambda m, a, b: m.lstm(a)[0].masked_fill(~KEPT[..., None], 0.)),
     'miopen_convolution': Case(
         lambda m, a, b: STAND_INS['miopen_convolution'](a, m.inner.weight[..., None], m.inner.bias),
         lambda m, a, b: F.conv1d(a, m.inner.weight[..., None], m.inner.bias)),

@@ -83,6 +83,37 @@ def overwritten(m, y):
     return weights @ y
 
 
+def built(module, seed=0):
+    '''Run a module that is built, and draws its weights, in the forward.'''
+    def run(m, y):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return module()(m.fc2(y))
+    return run
+
+
+def linear(m, y):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = nn.Linear(12, 12).double()
+    return F.linear(m.fc2(y), module.weight.detach(), module.bias.detach())
+
+
+def spectrum_in_place(view):
+    '''Write into a real view of a complex tensor.'''
+    def run(m, y):
+        z = torch.fft.fft(m.fc2(y), dim=1)
+        view(z).add_(y).add_(m.pos)
+        return z.real + z.imag
+    return run
+
+
+def expanded_in_place(m, y):
+    z = torch.zeros(3, 1, 12, dtype=y.dtype).expand(3, 5, 12)
+    z[:, 0] = y[:, 0]
+    return z + y
+
+
 # Each with the same in other words.
 PAIRS = {
     'list reversed': (reversed_list, lambda m, y: m.fc2(m.fc2(y) - y)),
@@ -152,6 +183,15 @@ PAIRS = {
                                lambda m, y: m.pos + F.pad(m.fc2(y)[:, 1:], (0, 0, 1, 0))),
     'written by narrow': (lambda m, y: written(m.pos.repeat(3, 1, 1), lambda b: b.narrow(1, 2, 2), y[:, :2]),
                           lambda m, y: m.pos + F.pad(y[:, :2], (0, 0, 2, 1))),
+    'norm built in forward': (built(lambda: nn.LayerNorm(12).double()), lambda m, y: F.layer_norm(m.fc2(y), (12,))),
+    'layer built in forward': (built(lambda: nn.Linear(12, 12).double()), linear),
+    'real part in place': (spectrum_in_place(lambda z: z.real), lambda m, y: (
+        lambda z: z.real + y + m.pos + z.imag)(torch.fft.fft(m.fc2(y), dim=1))),
+    'imaginary part in place': (spectrum_in_place(lambda z: z.imag), lambda m, y: (
+        lambda z: z.real + y + m.pos + z.imag)(torch.fft.fft(m.fc2(y), dim=1))),
+    'conjugate in place': (spectrum_in_place(lambda z: z.conj().imag), lambda m, y: (
+        lambda z: z.real - y - m.pos + z.imag)(torch.fft.fft(m.fc2(y), dim=1))),
+    'expanded, a row written': (expanded_in_place, lambda m, y: y[:, :1] + y),
 }
 #: Pairs that an old torch cannot run.
 NEWER = {'causal bias': since('2.8', 'before it, CausalBias raises when asked whether it requires a gradient')}

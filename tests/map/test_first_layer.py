@@ -11,8 +11,9 @@ from zennit.types import Activation, Linear
 
 from cases.problems import perturb
 from cases.stock import STOCK, gamma_box
-from helpers import explain, relative
+from helpers import assert_closed, epsilon, explain, relative, relevance_of
 from zennit_attn.canonizers import AttentionCanonizer
+from zennit_attn.conservation import audit
 
 
 class PastedPatches(nn.Module):
@@ -94,3 +95,27 @@ def test_first_layer_rule_behind_a_reindex_equals_stock(first, how):
     assert relative(relevance, expected) <= 1e-10
     if first in ('flat', 'wsquare'):
         assert (relevance[input == 0].abs() > 0).float().mean() > 0.5
+
+
+class Queue(nn.Module):
+    '''A buffer that is shifted by one step after another between two modules with a rule.'''
+    def __init__(self, steps):
+        super().__init__()
+        self.before, self.after, self.steps = nn.Linear(4, 4), nn.Linear(4, 3), steps
+
+    def forward(self, x):
+        z = self.before(x)
+        buffer = z
+        for step in range(self.steps):
+            buffer = torch.cat([buffer[:, 1:], z[:, step % z.shape[1], None]], 1)
+        return self.after(buffer).sum(1)
+
+
+def test_thousands_of_reindexes_between_two_rules():
+    '''As many as there are, the map is that of their last values: the buffer holds the last entries in order.'''
+    torch.manual_seed(0)
+    model, once = Queue(2000).double().eval(), Queue(0).double().eval()
+    once.load_state_dict(model.state_dict())
+    x = torch.randn(2, 4, 4, dtype=torch.float64)
+    assert relative(relevance_of(model, x, epsilon), relevance_of(once, x, epsilon)) < 1e-12
+    assert_closed(audit(model, epsilon(), x))

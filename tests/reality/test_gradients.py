@@ -128,6 +128,33 @@ def test_gradients_inside_of_a_forward(make):
     refused(lambda: relevance_of(model, data(), make), 'takes gradients', 'torch.autograd.grad', model=model)
 
 
+def by_method(tensor):
+    return tensor.requires_grad_()
+
+
+def by_attribute(tensor):
+    tensor.requires_grad = True
+    return tensor
+
+
+@every_composite
+@pytest.mark.parametrize('switch', [by_method, by_attribute])
+def test_constants_that_are_made_to_require_a_gradient(make, switch):
+    '''As set-ups for fine-tuning do with embeddings: they are constants still, and their gradients are refused.'''
+    offset = data(2)
+
+    def forward(body, x, switch=switch):
+        return body(x * switch(offset.clone()) + switch(offset.clone()))
+    model = Around(forward)
+    wanted = relevance_of(Around(lambda body, x: body(x * offset + offset)), data(), make)
+    check(model, make, wanted)
+
+    def energy(body, x):
+        leaf = switch(x.detach())
+        return x + torch.autograd.grad((leaf ** 2).sum(), leaf)[0]
+    refused(lambda: relevance_of(Around(energy), data(), make), 'takes gradients', 'torch.autograd.grad')
+
+
 @every_composite
 def test_explaining_a_tensor_from_inside(make):
     '''Its gradient is not relevance.'''

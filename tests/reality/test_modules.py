@@ -8,11 +8,11 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from cases.problems import DIM
 from helpers import assert_closed, one_hot, relevance_of, stock
-from zennit_attn.composites import CPLRP
+from zennit_attn.composites import CPLRP, AttnLRP
 from zennit_attn.conservation import audit
 from zennit_attn.errors import AttributionError
 
-from .helpers import Around, Model, check, close, data, every_composite, expected, fresh, refused
+from .helpers import SHAPE, Around, Model, check, close, data, every_composite, expected, fresh, refused
 
 
 def reparametrized(name, module):
@@ -193,3 +193,102 @@ def test_call_is_overridden(make):
     refused(lambda: relevance_of(model, data(), make), 'overrides __call__', 'Sequential', model=model)
     wanted = relevance_of(Around(lambda body, x: body(x.relu() * x)), data(), make)
     check(nn.Sequential(model), make, wanted, tolerance=1e-7)
+
+
+class Quantized(torch.Tensor):
+    '''A weight of whole numbers with a scale, which has no memory of its own, and knows what a linear layer needs.'''
+    @staticmethod
+    def __new__(cls, numbers, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=scale.dtype)
+
+    def __init__(self, numbers, scale):
+        self.numbers, self.scale = numbers, scale
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @property
+    def values(self):
+        return self.numbers * self.scale
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            return cls(args[0].numbers, args[0].scale)
+        if func is torch.ops.aten.t.default:
+            return cls(args[0].numbers.t(), args[0].scale.t())
+        if func not in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.linear.default):
+            raise NotImplementedError(f'{func} of a quantized weight')
+        return func(*(arg.values if isinstance(arg, cls) else arg for arg in args), **(kwargs or {}))
+
+
+class Flattened(Quantized):
+    '''One that says what it consists of.'''
+    def __tensor_flatten__(self):
+        return ['numbers', 'scale', 'name'], None  # the last is no tensor, as of the mesh of a distributed one
+
+
+def quantize(model, cls):
+    '''Put whole numbers in the place of the weights of linear layers, as a tensor of a subclass or as they are.'''
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            weight = module.weight.detach()
+            scale = weight.abs().amax(1, keepdim=True) / 127
+            numbers = (weight / scale).round().to(torch.int8)
+            weight = numbers * scale if cls is None else cls(numbers, scale)
+            module.weight = nn.Parameter(weight, requires_grad=False)
+    return model
+
+
+def layers():
+    return nn.Sequential(nn.Linear(DIM, DIM), nn.ReLU(), nn.Flatten(), nn.Linear(DIM * SHAPE[1], 4))
+
+
+@pytest.mark.parametrize('make', [CPLRP, AttnLRP])
+@pytest.mark.parametrize('cls', [Quantized, Flattened])
+def test_parameters_of_a_tensor_subclass(make, cls):
+    '''As torchao has them: without memory of their own, and without most functions.'''
+    model, plain = quantize(fresh(layers), cls), quantize(fresh(layers), None)
+    parameters = list(model.parameters())
+    close(relevance_of(model, data(), make), relevance_of(plain, data(), make))
+    ledger, wanted = audit(model, make(), data(), one_hot), audit(plain, make(), data(), one_hot)
+    assert_closed(ledger)
+    assert [(sink.kind, sink.name) for sink in ledger.sinks] == [(sink.kind, sink.name) for sink in wanted.sinks]
+    assert all(mine is other for mine, other in zip(model.parameters(), parameters, strict=True))
+
+
+@pytest.mark.parametrize('make', [CPLRP, AttnLRP])
+@pytest.mark.parametrize('cls', [Quantized, Flattened])
+def test_weights_of_a_tensor_subclass_in_operator_code(make, cls):
+    '''Multiplied by a function, and named by the ledger where they absorb.'''
+    class Added(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.offset = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
+
+        def forward(self, x):
+            ones = torch.eye(DIM, dtype=x.dtype)
+            return (x + torch.nn.functional.linear(ones, self.offset.weight)[0] + self.fc(x)).sum(1)
+
+    model, plain = quantize(fresh(Added), cls), quantize(fresh(Added), None)
+    close(relevance_of(model, data(), make), relevance_of(plain, data(), make))
+    assert_closed(audit(model, make(), data(), one_hot))
+
+
+@pytest.mark.filterwarnings('ignore:DTensor random operators')
+def test_distributed_parameters():
+    '''As torch distributes a model, here to one process.'''
+    distributed, tensor = torch.distributed, pytest.importorskip('torch.distributed.tensor')
+    if not distributed.is_available() or distributed.is_initialized():
+        pytest.skip('torch cannot distribute here')
+    wanted = relevance_of(fresh(layers), data(), CPLRP, lambda output: output.detach())
+    distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = tensor.init_device_mesh('cpu', (1,))
+        model = tensor.distribute_module(fresh(layers), mesh)
+        x = tensor.distribute_tensor(data(), mesh, [tensor.Replicate()])
+        close(relevance_of(model, x, CPLRP, lambda output: output.detach()).full_tensor(), wanted)
+        ledger = audit(model, CPLRP(), x)
+        assert_closed(ledger)
+        assert {sink.name for sink in ledger.sinks if sink.kind == 'bias'} == {'0.bias', '3.bias'}
+    finally:
+        distributed.destroy_process_group()

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from helpers import Snapshot, assert_restored, changes, epsilon, one_hot, relevance_of, stock
+from helpers import Snapshot, assert_closed, assert_restored, changes, epsilon, one_hot, relevance_of, stock
 from zennit_attn.composites import CPLRP
+from zennit_attn.conservation import audit
 
 from .helpers import Around, Model, check, close, data, every_composite, expected, explain_call, fresh, refused
 
@@ -32,6 +33,50 @@ def test_checkpointing_of_the_whole_model(make):
     close(x.grad, expected(make))
     refused(lambda: explain_call(model, make, lambda model: checkpoint(model, x, use_reentrant=False), x),
             'checkpoint', model=model)
+
+
+def halves():
+    '''Hooks of the user that keep what is saved in another form.'''
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.clone(), lambda tensor: tensor)
+
+
+class Again:
+    '''Hooks that compute again what is saved, as checkpoints of other packages do.'''
+    def checkpoint_pack(self, tensor):
+        return tensor
+
+    def hooks(self):
+        return torch.autograd.graph.saved_tensors_hooks(self.checkpoint_pack, lambda tensor: tensor)
+
+
+@pytest.mark.skipif(not hasattr(torch._C._autograd, '_top_saved_tensors_default_hooks'),
+                    reason='an older torch does not say which hooks there are')
+@every_composite
+@pytest.mark.parametrize('hooks', [torch.autograd.graph.save_on_cpu, halves])
+def test_hooks_around_that_keep_tensors_elsewhere(make, hooks):
+    model = fresh()
+    before = Snapshot(model)
+    with hooks():
+        close(relevance_of(model, data(), make), expected(make))
+        assert_closed(audit(model, make(), data(), one_hot))
+        with torch.autograd.graph.save_on_cpu():  # still allowed
+            pass
+    assert_restored(before, model)
+
+
+@every_composite
+@pytest.mark.parametrize('hooks', [torch.autograd.graph.save_on_cpu, Again().hooks])
+def test_hooks_that_are_refused(make, hooks):
+    '''Those inside of the forward, of which nobody knows what they do, and those of checkpoints around it.'''
+    def inside(body, x):
+        with hooks():
+            return body(x)
+    model = Around(inside)
+    refused(lambda: relevance_of(model, data(), make), 'around the explanation', model=model)
+    if hooks is not torch.autograd.graph.save_on_cpu:
+        with hooks():
+            refused(lambda: relevance_of(model.body, data(), make), 'checkpoint', model=model)
+    close(relevance_of(model.body, data(), make), expected(make))
 
 
 @every_composite

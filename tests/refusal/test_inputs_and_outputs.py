@@ -6,9 +6,11 @@ from zennit.attribution import Gradient
 
 from cases.problems import DIM, TOKENS, Head, build
 from helpers import Snapshot, assert_closed, assert_restored, explain, one_hot
+from zennit_attn.attribution import TokenGradient
 from zennit_attn.composites import CPLRP, AttnLRP
 from zennit_attn.conservation import audit
 from zennit_attn.errors import AttributionError, NoRelevance
+from zennit_attn.heatmap import relevance_at
 
 from .helpers import SHAPE, Plain, audited, every_entry, host, refused
 
@@ -39,11 +41,53 @@ def test_final_softmax_module():
     assert explain(model, input, AttnLRP)[1].isfinite().all()
 
 
+class WithoutGradients(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.body, self.how = Plain(), how
+
+    def forward(self, x):
+        if self.how == 'decorator':
+            return torch.no_grad()(self.body)(x).mean(1)
+        if self.how == 'after a gate':
+            x = x * self.body(x).sigmoid()
+        with torch.inference_mode() if self.how == 'inference_mode' else torch.no_grad():
+            return self.body(x).mean(1)
+
+
+@every_entry
+@pytest.mark.parametrize('how', ['decorator', 'no_grad', 'inference_mode', 'after a gate'])
+def test_forward_without_gradients(entry, how):
+    '''The cause is said, and not that logits should be explained.'''
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, input = WithoutGradients(how).double(), torch.randn(SHAPE).double()
+    message = refused(model, lambda: entry(model, input), "'body.fc' runs linear under torch.no_grad", 'decorator')
+    assert 'logits' not in message
+
+
+def test_gate_after_what_ran_without_gradients():
+    class Mask(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = Plain()
+
+        def forward(self, x):
+            with torch.no_grad():
+                mask = self.body(x) > 0
+            return (self.body(x) * mask).mean(1).softmax(-1)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, input = Mask().double(), torch.randn(SHAPE).double()
+    refused(model, lambda: explain(model, input), 'softmax', 'logits')
+
+
 def test_output_without_the_input():
     '''An output that does not depend on the input at all.'''
     model, input = host(Plain())
     model.forward = lambda x: model.head(torch.ones(3, TOKENS, DIM, dtype=x.dtype))
-    refused(model, lambda: explain(model, input), 'Host', 'relevance')
+    assert 'logits' not in refused(model, lambda: explain(model, input), 'Host', 'relevance', 'detach')
 
 
 def test_input_without_grad():
@@ -115,3 +159,62 @@ def test_auxiliary_loss_is_no_obstacle():
 def test_complex_input_is_refused():
     with pytest.raises(AttributionError, match='complex input'), Gradient(nn.Flatten(), CPLRP()) as attributor:
         attributor(torch.randn(2, 3, dtype=torch.complex128), torch.ones_like)
+
+
+class Detector(nn.Module):
+    '''Logits beside tensors that carry no relevance.'''
+    def __init__(self):
+        super().__init__()
+        self.embed, self.logits, self.box = nn.Embedding(9, 8), nn.Linear(8, 3), nn.Linear(8, 4)
+
+    def forward(self, ids):
+        x = self.embed(ids).mean(1)
+        logits = self.logits(x)
+        return {'logits': logits, 'boxes': self.box(x).sigmoid(), 'in place': self.box(x).sigmoid_(),
+                'scaled': self.box(x).sigmoid() * 2, 'probabilities': logits.softmax(-1), 'classes': logits.argmax(-1),
+                'detached': x.detach()}
+
+
+def by_token_gradient(model, ids, select):
+    with TokenGradient(model, model.embed, CPLRP(), select=select) as attributor:
+        return attributor(ids)
+
+
+ENTRIES = {
+    'audit': lambda model, ids, select: audit(model, CPLRP(), ids, embedding=model.embed, select=select),
+    'TokenGradient': by_token_gradient,
+    'relevance_at': lambda model, ids, select: relevance_at(
+        model, CPLRP(), ids, 'logits', embedding=model.embed, select=select),
+}
+
+
+@pytest.mark.parametrize('entry', ENTRIES.values(), ids=ENTRIES)
+@pytest.mark.parametrize(('key', 'words'), [
+    ('boxes', 'the operator sigmoid .*which it ends with.*explain the logits'),
+    ('in place', 'the operator sigmoid .*which it ends with.*explain the logits'),
+    ('probabilities', 'the operator softmax .*which it ends with.*explain the logits'),
+    ('scaled', 'a gate'), ('classes', 'a gate'), ('detached', 'detach'),
+])
+def test_selected_output_without_relevance(entry, key, words):
+    '''Beside an output that carries some, it is refused as it is alone.'''
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, ids = Detector().double().eval(), torch.randint(9, (2, 4))
+    refused(model, lambda: entry(model, ids, lambda output: output[key]), 'selected of the output of Detector', words)
+    entry(model, ids, lambda output: output['logits'])
+
+
+@every_entry
+def test_final_gate_in_place(entry):
+    class Probabilities(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = Plain()
+
+        def forward(self, x):
+            return self.body(x).mean(1).sigmoid_()
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, input = Probabilities().double(), torch.randn(SHAPE).double()
+    refused(model, lambda: entry(model, input), 'Probabilities', 'sigmoid', 'logits')

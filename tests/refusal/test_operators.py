@@ -69,6 +69,10 @@ def test_next_explanation_after_a_refusal_is_right(composite):
     assert equal_maps(explain(model, input, composite)[1], expected)
 
 
+def expanded(y):
+    return y.sum(1, keepdim=True).expand(y.shape)
+
+
 @pytest.mark.parametrize(('code', 'message'), [
     (lambda m, y: torch.exp(y, out=y * 1.), 'out='),
     (lambda m, y: torch.view_as_real(torch.view_as_complex(y.unflatten(-1, (6, 2))) ** 2).flatten(-2), 'complex'),

@@ -5,6 +5,8 @@ from torch import nn
 
 from cases.problems import DIM
 from helpers import explain
+from zennit_attn.canonizers import AttentionCanonizer
+from zennit_attn.composites import CPLRP
 
 from .helpers import SHAPE, Code, Doubler, Plain, every_composite, every_entry, host, refused
 
@@ -55,3 +57,19 @@ def test_compiled_in_place():
     odd.compile(backend='eager')
     model, input = host(odd)
     refused(model, lambda: explain(model, input), r'inner\.block\.1', 'compile')
+
+
+@torch.jit.script
+def swish_(x):
+    return x.mul_(x.sigmoid())
+
+
+@every_entry
+@pytest.mark.parametrize('code', [lambda x: swish_(x), lambda x: swish_(x[:, 1:]), lambda x: swish_(x.sigmoid_())])
+def test_torchscript_in_place(entry, code):
+    '''Refused where it is written, though C++ calls the engine; the plain gradient can be accepted all the same.'''
+    model, input = host(Code(lambda x: x + code(x * 1.).sum(1, keepdim=True)))
+    refused(model, lambda: entry(model, input),
+            r'inner\.block\.1', 'TorchScript', 'in place', r'test_unseen_code\.py:\d+')
+    accepting = CPLRP(canonizers=[AttentionCanonizer(unknown='gradient')])
+    assert explain(model, input, accepting)[1].isfinite().all()

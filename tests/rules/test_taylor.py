@@ -224,3 +224,27 @@ def test_products_in_place(line):
     weight = one_hot(output) / (output + 1e-9 * output.sign()).detach()
     expected = (x * torch.autograd.grad(output, plain, weight)[0]).detach()
     assert torch.allclose(explain(model, x, AttnTaylor)[1], expected, rtol=1e-9, atol=1e-12)
+
+
+class Masked(nn.Module):
+    '''Attention whose map is a function of masked scores, written by hand.'''
+    def __init__(self, function):
+        super().__init__()
+        self.qkv, self.head, self.function = nn.Linear(8, 24), nn.Linear(8, 3), function
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        return self.head(x + self.function((q @ k.mT).masked_fill(mask, -torch.inf)) @ v)
+
+
+@every_composite
+@pytest.mark.parametrize('function', [
+    lambda z: (z - z.logsumexp(-1, keepdim=True)).exp(), lambda z: z.log_softmax(-1).exp(), torch.sigmoid, torch.exp2,
+    torch.relu, torch.expm1, torch.tanh, nn.functional.softplus, lambda z: z.exp_() + 0.,
+    lambda z: z.clone().sigmoid_(), lambda z: torch.logaddexp(z, torch.zeros_like(z)),
+])
+def test_functions_of_masked_scores(function, composite):
+    '''What is masked with minus infinity receives nothing, and its hidden bias is the value there.'''
+    torch.manual_seed(0)
+    check(Masked(function).double(), torch.randn(2, 5, 8, dtype=torch.float64), COMPOSITES[composite])

@@ -202,3 +202,15 @@ def test_select_that_computes_is_a_part_of_the_model(select, composite):
     assert relative(output.detach(), expected.detach()) <= 1e-12
     assert relative(relevance, twin) <= 1e-9
     assert_closed(audit(model, composite(), ids, one_hot, embedding=embed, select=select))
+
+
+@pytest.mark.parametrize('composite', [CPLRP, AttnLRP])
+def test_embedding_that_is_made_to_require_a_gradient(model, composite):
+    '''As ``enable_input_require_grads`` of transformers does, which set-ups for fine-tuning call.'''
+    def explained():
+        with TokenGradient(model, model.embedding, composite()) as attributor:
+            return attributor(IDS)[1]
+    wanted = explained()
+    model.embedding.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
+    assert torch.allclose(explained(), wanted, rtol=1e-12)
+    assert_closed(audit(model, composite(), IDS, embedding=model.embedding))

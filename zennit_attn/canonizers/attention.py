@@ -12,7 +12,7 @@ from ..layers import OPERATOR_MODULES, OperatorModule, is_layer, softmax_type
 from ..trees import tensors_of
 from .families import FAMILIES
 from .module_hooks import ModuleHooks
-from .undo import replace_method, restoring, restoring_parameter, undo_all, unhook
+from .undo import Frozen, replace_method, restoring, undo_all, unhook
 from .visibility import IDLE, check_visible, runs_operators
 
 _SOFTMAX = (torch.nn.Softmax, torch.nn.Softmin, torch.nn.Softmax2d, torch.nn.LogSoftmax)
@@ -131,10 +131,11 @@ class AttentionCanonizer(Canonizer):
             self.engine.families & set(self.families))
         if not joins:
             self.engine = engine = Engine(root_module, stabilizer=self.stabilizer, unknown=self.unknown)
-            self._undo.append(lambda: _release(engine))
+            modules = list(root_module.named_modules())
+            # Of the modules that are there now: what is replaced while the context is open has to be free again too.
+            self._undo.append(lambda: _release(engine, modules))
             # One step that no thread or interrupt can come between, unlike what a lock would guard.
-            taken = [name for name, module in root_module.named_modules()
-                     if module.__dict__.setdefault(_ENGINE, engine) is not engine]
+            taken = [name for name, module in modules if module.__dict__.setdefault(_ENGINE, engine) is not engine]
             if taken:
                 raise ContextError(
                     f'a context is already open on {type(root_module).__name__} (module {taken[0]!r}), in this thread '
@@ -147,8 +148,9 @@ class AttentionCanonizer(Canonizer):
         for module in root_module.modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    self._undo.append(restoring_parameter(module, name, parameter, parameter.requires_grad))
-                    parameter.requires_grad_(False)
+                    frozen = Frozen(module, name, parameter)
+                    self._undo.append(frozen.release)
+                    frozen.hold()
             # Zennit 1.0 merges batch norms into plain attributes that hide the parameters.
             for attributes in (module.__dict__, module._buffers):
                 for name, tensor in list(attributes.items()):
@@ -256,8 +258,8 @@ def _without_operators(engine, function, *args, **kwargs):
         engine.running) else found
 
 
-def _release(engine):
-    for module in engine.root.modules():
+def _release(engine, modules):
+    for _, module in modules:
         if engine_of(module) is engine:
             del module.__dict__[_ENGINE]
 

@@ -1,7 +1,10 @@
 '''Steps that restore a model, and how they are taken.'''
 from contextlib import suppress
+from threading import RLock
 
 import torch
+
+from ..trees import address
 
 
 def undo_all(steps):
@@ -48,15 +51,40 @@ def restoring(attributes, name, replacement, tensor):
     return restore
 
 
-def restoring_parameter(module, name, parameter, requires_grad):
-    '''Return a step that puts a parameter back, and whether it requires a gradient.'''
-    def restore():
+class Frozen:
+    '''Keeps a parameter of a module from requiring a gradient, from :py:meth:`hold` to :py:meth:`release`.
+
+    Models may share a parameter, and contexts may close in any order: it is as before when nobody holds it any more.
+    '''
+    _lock = RLock()  # which a canonizer that is collected in between may enter once more
+    _holders = {}  # by the id of the parameter: itself, whether it required a gradient, and who holds it
+
+    def __init__(self, module, name, parameter):
+        self.module = module
+        self.name = name
+        self.parameter = parameter
+
+    def hold(self):
+        '''Freeze the parameter.'''
+        parameter = self.parameter
+        with self._lock:
+            state = self._holders.setdefault(id(parameter), (parameter, parameter.requires_grad, set()))
+            state[2].add(self)
+            parameter.requires_grad_(False)
+
+    def release(self):
+        '''Put the parameter back, and, as the last who holds it, whether it requires a gradient.'''
+        parameter = self.parameter
         # Zennit 1.0 replaces Parameter objects while a rule runs, so the object itself is put back too.
-        current = module._parameters.get(name)
-        if current is not None and current.data_ptr() == parameter.data_ptr():
-            module._parameters[name] = parameter
-        parameter.requires_grad_(requires_grad)
-    return restore
+        current = self.module._parameters.get(self.name)
+        if current is not None and address(current) == address(parameter):
+            self.module._parameters[self.name] = parameter
+        with self._lock:
+            _, requires_grad, holders = self._holders.get(id(parameter), (None, False, {self}))
+            holders.discard(self)
+            if not holders and id(parameter) in self._holders:
+                parameter.requires_grad_(requires_grad)
+                self._holders.pop(id(parameter))
 
 
 def unhook(module, hook):

@@ -6,7 +6,7 @@ import torch
 from ..attribution import call_model, output_relevance
 from ..canonizers.attention import engine_of
 from ..errors import NoRelevance
-from ..trees import substitute, tensors_in
+from ..trees import gathered, substitute, tensors_in
 from .ledger import Audit
 from .recorder import recorded
 
@@ -67,5 +67,5 @@ def _sources(model, input):
 
 
 def _per_sample(relevance):
-    relevance = relevance.detach().double()
+    relevance = gathered(relevance.detach()).double()
     return (relevance.flatten(1).sum(1) if relevance.ndim > 1 else relevance).cpu()

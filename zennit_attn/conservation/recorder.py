@@ -11,7 +11,7 @@ from ..observer import Observer, OperatorObserver
 from ..operators import Kind
 from ..propagation import Absorbed, softmax_dim
 from ..propagation.constants import added
-from ..trees import substitute, tensors_in
+from ..trees import address, gathered, substitute, tensors_in
 from .ledger import Operation, Sink
 
 
@@ -48,7 +48,7 @@ class Recorder(Observer):
         self.amounts = {}
         self.counts = Counter()
         self.functions_accepted = []
-        self.names = {_storage(tensor): name for name, tensor in _named_tensors(model)}
+        self.names = {address(tensor, shared=True): name for name, tensor in _named_tensors(model)}
 
     def backward(self, output, inputs, relevance, sample):
         '''Run the backward pass of one sample and return the relevance found at the inputs.'''
@@ -57,12 +57,12 @@ class Recorder(Observer):
         own[sample] = relevance[sample]
         found = torch.autograd.grad(output, inputs, own, retain_graph=sample + 1 < len(relevance), allow_unused=True)
         zero = torch.zeros((), dtype=torch.float64, device=output.device)
-        return sum((part.double().sum() for part in found if part is not None), zero)
+        return sum((gathered(part.double().sum()) for part in found if part is not None), zero)
 
     def take(self, key, amount):
         '''Book an amount for a sink, for the sample whose backward pass runs.'''
         samples = self.amounts.setdefault(key, {})
-        samples[self.sample] = samples.get(self.sample, 0.) + amount.detach().double().sum()
+        samples[self.sample] = samples.get(self.sample, 0.) + gathered(amount.detach().double().sum())
 
     def sinks(self, batch):
         '''Return the sinks, largest first.'''
@@ -207,7 +207,7 @@ class _Record(OperatorObserver):
         return SinkKey(self.where, self.call.operator.name, 'taylor', 'hidden bias')
 
     def _identify(self):
-        storages = [_storage(tensor) for tensor in self.call.constants]
+        storages = [address(tensor, shared=True) for tensor in self.call.constants]
         names = [self.recorder.names[storage] for storage in storages if storage in self.recorder.names]
         biases = [name for name in names if name.endswith('bias')]
         if biases:
@@ -222,10 +222,6 @@ def _named_tensors(model):
     yield from model.named_parameters()
 
 
-def _storage(tensor):
-    return tensor.untyped_storage().data_ptr()
-
-
 def _inner(value, grad):
     '''``value * grad``, where a masked value of -inf that receives nothing counts as nothing.'''
     product = value * grad.conj()
@@ -235,9 +231,24 @@ def _inner(value, grad):
 def _within_base(view, value, before):
     '''A value of a view in the shape of its base, and beside it what the base held that did not carry relevance yet.'''
     base = torch.zeros_like(view._base.detach()) if before is None else before.clone()
-    offset = view.storage_offset() - view._base.storage_offset() + base.storage_offset()
-    base.as_strided(view.shape, view.stride(), offset).copy_(value)
+    size, stride, first = _layout(view)
+    _, _, start = _layout(view._base)
+    value = value.conj() if view.is_conj() else -value if view.is_neg() else value
+    value = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+    # Of elements that share memory, as those of an expanded tensor do, one stands for all.
+    for axis, step in enumerate(stride):
+        if step == 0 and size[axis] > 1:
+            value = value.narrow(axis, 0, 1)
+    real = torch.view_as_real(base) if base.is_complex() else base
+    real.as_strided(value.shape, stride, first - start).copy_(value)
     return base
+
+
+def _layout(tensor):
+    '''The sizes, strides and offset of a tensor, in real numbers.'''
+    if not tensor.is_complex():
+        return tensor.shape, tensor.stride(), tensor.storage_offset()
+    return (*tensor.shape, 2), (*(2 * step for step in tensor.stride()), 1), 2 * tensor.storage_offset()
 
 
 def _number(call):

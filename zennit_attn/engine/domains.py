@@ -12,7 +12,7 @@ from zennit.core import Stabilizer
 
 from ..errors import ContextError
 from ..trees import substitute, tensors_in
-from .tags import twin_of
+from .tags import has_twin, tag_of, twin_of
 
 
 class Source:
@@ -22,25 +22,47 @@ class Source:
     def __init__(self, tensor):
         self.tensor = tensor
 
-    def resolve(self):
+    def __call__(self):
         return self.tensor
 
 
 class Reindexed:
-    '''The twin of a re-indexed tensor: the same function of the twins of its operands, computed when asked for.'''
-    __slots__ = ('call', 'record', 'versions', 'outputs')
+    '''The twins of what a re-index returns: the same function of the twins of its operands, computed when asked for.'''
+    __slots__ = ('call', 'record', 'versions', 'resolved', 'outputs')
 
     def __init__(self, call, record):
         call.keep_arguments()
         self.call = call
         self.record = record
         self.versions = [(tensor, tensor._version) for tensor in tensors_in(call.args, call.kwargs)]
+        self.resolved = False
         self.outputs = None
 
-    def resolve(self, index):
-        if self.outputs is None and all(tensor._version == version for tensor, version in self.versions):
+    def resolve(self):
+        '''Compute the twins, those of the operands first: in a loop, as there may be more of them than frames.'''
+        pending = [self]
+        while pending:
+            missing = pending[-1].missing()
+            if missing:
+                pending.extend(missing)
+            else:
+                pending.pop().compute()
+
+    def missing(self):
+        '''Return the re-indexes of the operands that have not been computed.'''
+        if self.resolved or not self._unchanged():
+            return []
+        twins = [tag_of(operand).twin for operand in self.call.operands if has_twin(operand)]
+        return [twin.source for twin in twins if isinstance(twin, Moved) and not twin.source.resolved]
+
+    def compute(self):
+        '''Compute the twins from those of the operands. There are none if something was written to since.'''
+        if not self.resolved and self._unchanged():
             self.outputs = self._compute()
-        return None if self.outputs is None else self.outputs[index]
+        self.resolved = True
+
+    def _unchanged(self):
+        return all(tensor._version == version for tensor, version in self.versions)
 
     def _compute(self):
         twins = {id(operand): twin_of(operand) for operand in self.call.operands}
@@ -52,6 +74,19 @@ class Reindexed:
             if self.record is not None:
                 self.record.moved(outputs)
         return outputs
+
+
+class Moved:
+    '''The twin of one tensor that a re-index returned.'''
+    __slots__ = ('source', 'index')
+
+    def __init__(self, source, index):
+        self.source = source
+        self.index = index
+
+    def __call__(self):
+        self.source.resolve()
+        return None if self.source.outputs is None else self.source.outputs[self.index]
 
 
 def first_order(backward):
@@ -126,7 +161,10 @@ class ToGradient(Function):
 
 
 class ToRelevance(Function):
-    '''A tensor leaves operator code: ``g = R / (x + eps sign(x))``. The stabilizer absorbs the rest.'''
+    '''A tensor leaves operator code: ``g = R / (x + eps sign(x))``. The stabilizer absorbs the rest.
+
+    In low precision `g` is at most the largest number there is, and the stabilizer is booked for what that cuts off.
+    '''
     @staticmethod
     def forward(ctx, x, stabilizer, report, passes):
         output = x.clone()
@@ -144,6 +182,10 @@ class ToRelevance(Function):
         wide = torch.promote_types(x.dtype, torch.float32)
         divisor = stabilized(ctx.stabilizer, x.to(wide))
         grad = torch.div(relevance.to(wide), divisor, out=divisor)
+        if wide != x.dtype:
+            # A quotient that its type can not hold would be infinite, and what it meets no number any more.
+            limit = torch.finfo(x.dtype).max
+            grad = grad.clamp_(-limit, limit)
         if ctx.report is not None:
             ctx.report(relevance.to(wide) - x.to(wide) * grad)
         return grad.to(x.dtype), None, None, None

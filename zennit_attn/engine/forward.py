@@ -2,10 +2,8 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,9 +15,9 @@ from ..propagation import Call
 from ..trees import leaves, rebuilt, tensors_of
 from . import messages
 from .assignments import Assignments
-from .domains import Reindexed, Source, ToGradient, ToRelevance
+from .domains import Moved, Reindexed, Source, ToGradient, ToRelevance
 from .origins import Origin, follow
-from .tags import Tag, origin_of, tag_of, twin_of
+from .tags import Tag, gate_of, origin_of, tag_of, twin_of
 
 if TYPE_CHECKING:
     from ..propagation import Running
@@ -48,6 +46,8 @@ class Forward:
         Whether somebody watches.
     thread: int
         The thread that it runs in.
+    refusal: :py:class:`~zennit_attn.errors.UntrackedTensor` or None
+        What code in C++ was refused, which may have gone on all the same, or have made another error of it.
     carrying_tag, constant_tag: :py:class:`~zennit_attn.engine.tags.Tag`
         The tags of all tensors that carry relevance, or no relevance, and of which no more is known.
     '''
@@ -62,7 +62,9 @@ class Forward:
         self.carrying_tag = Tag(self.identity)
         self.constant_tag = Tag(self.identity, carries=False)
         self.direct = not (self.assignments.any or self.observed)
+        self.refusal: UntrackedTensor | None = None
         self._last_gate: tuple | None = None
+        self._without_grad: tuple | None = None
 
     # ---- what rules may ask ------------------------------------------------------------------------------------------
 
@@ -83,8 +85,15 @@ class Forward:
 
     def note_gate(self, call: Call, output: Any = None) -> None:
         '''Remember a gate, to name it if nothing that carries relevance is left.'''
-        reference = weakref.ref(output) if isinstance(output, torch.Tensor) else None
-        self._last_gate = (call.operator.name, *self.locate(), reference)
+        self._last_gate, self._without_grad = (call.operator.name, *self.locate()), None
+        target = call.args[0] if call.inplace and call.args[0].requires_grad else output
+        if isinstance(target, torch.Tensor):
+            target.lrp_gate = self._last_gate  # type: ignore[attr-defined]
+
+    def note_without_grad(self, call: Call) -> None:
+        '''Remember the first operator since the last gate that ran without gradients, to name it likewise.'''
+        if self._without_grad is None:
+            self._without_grad = (call.operator.name, *self.locate())
 
     def decompose(self, function: Callable, args: tuple, kwargs: Mapping, rules: Mapping | None = None) -> Any:
         '''Run code under the engine's eyes, if given with other rules for some kinds of operators.'''
@@ -118,12 +127,19 @@ class Forward:
             raise UnsupportedOperator(messages.complex_input(self.location.name_of(self.location.root)))
         return self.to_gradient(tensor) if tensor.requires_grad else tensor
 
-    def leave(self, output: Any) -> Any:
-        '''Return the root's output in the relevance domain.'''
-        if not any(tensor.requires_grad for tensor in tensors_of(output)):
-            raise NoRelevance(self._why_none(leaves(output)))
+    def leave(self, output: Any, selected: bool = False) -> Any:
+        '''Return the root's output, or what is selected of it, in the relevance domain.'''
         self.check_output(self.location.root, output)
-        return rebuilt(output, partial(self.to_relevance, where='output'))
+        if not any(tensor.requires_grad and not self.is_constant(tensor) for tensor in tensors_of(output)):
+            raise NoRelevance(self._why_none(leaves(output), selected))
+        return rebuilt(output, self._outside)
+
+    def _outside(self, tensor: torch.Tensor) -> torch.Tensor:
+        if not self.is_constant(tensor):
+            return self.to_relevance(tensor, where='output')
+        output = tensor.detach()  # else nobody could tell that it carries nothing
+        output.lrp_gate = gate_of(tensor)  # type: ignore[attr-defined]
+        return output
 
     def give_back(self, tensor: torch.Tensor) -> torch.Tensor:
         '''Return what the root has left in an argument, such as a cache, in the relevance domain.'''
@@ -134,7 +150,7 @@ class Forward:
     def to_gradient(self, tensor: torch.Tensor) -> torch.Tensor:
         '''Convert a tensor of the relevance domain for operator code; its twin stays known.'''
         output = ToGradient.apply(tensor, self.engine.passes)
-        self._mark(output, None, Source(tensor).resolve)
+        self._mark(output, None, Source(tensor))
         return output
 
     def to_relevance(self, tensor: torch.Tensor, where: str) -> torch.Tensor:
@@ -164,12 +180,12 @@ class Forward:
         '''Tag what an operator returned.'''
         if isinstance(output, torch.Tensor):
             if output.requires_grad:
-                self._mark(output, origin, None if twin is None else partial(twin.resolve, 0))
+                self._mark(output, origin, None if twin is None else Moved(twin, 0))
         elif isinstance(output, (tuple, list)):
             for index, item in enumerate(output):
                 if isinstance(item, torch.Tensor):
                     if item.requires_grad:
-                        self._mark(item, origin, None if twin is None else partial(twin.resolve, index))
+                        self._mark(item, origin, None if twin is None else Moved(twin, index))
                 else:
                     self.mark(item)
         return output
@@ -188,7 +204,7 @@ class Forward:
         origin = follow(call, origins)
         if output is None or call.inplace:
             self._mark_target(call, origin)
-        elif not call.carries(output):
+        elif call.operator.kind is not Kind.COMPOSED and not call.carries(output):  # which is tagged by its steps
             moves = call.operator.kind in (Kind.REARRANGE, Kind.SELECT) and not call.accumulates and (
                 call.rule is None or call.rule.moves) and not (
                 any(operand.is_complex() for operand in call.operands))  # of which some are conjugated
@@ -260,17 +276,22 @@ class Forward:
 
     # ---- why not -----------------------------------------------------------------------------------------------------
 
-    def _why_none(self, outputs: list) -> str:
+    def _why_none(self, outputs: list, selected: bool) -> str:
         root = self.location.name_of(self.location.root)
         opaque = [type(output).__name__ for output in outputs if hasattr(output, '__dict__')
                   and not isinstance(output, torch.Tensor)]
         if opaque:
             return messages.unseen_output(root, opaque[0])
+        gate = next(filter(None, map(gate_of, outputs)), None)
+        if selected:
+            return messages.no_relevance_selected(root, gate)
+        if gate is not None:
+            return messages.no_relevance(root, messages.ends_at_gate(*gate, last=True))
+        if self._without_grad is not None:
+            return messages.no_relevance(root, messages.ends_without_grad(*self._without_grad))
         if self._last_gate is None:
-            return messages.no_relevance(root, 'no operator between input and output passes relevance on')
-        name, module, line, reference = self._last_gate
-        ends = reference is not None and any(reference() is output for output in outputs)
-        return messages.no_relevance(root, messages.ends_at_gate(name, module, line, ends))
+            return messages.no_relevance(root, messages.NO_DEPENDENCE)
+        return messages.no_relevance(root, messages.ends_at_gate(*self._last_gate, last=False))
 
     def _why_untracked(self, tensor: torch.Tensor, tag: Tag | None, where: str | None) -> str:
         module, line = self.locate()

@@ -4,7 +4,7 @@ from __future__ import annotations
 CHECKPOINTING = (
     'saved tensor hooks such as those of torch.utils.checkpoint compute parts of the model again in the backward pass, '
     'where no rule can follow; turn checkpointing off (model.eval(), gradient_checkpointing_disable(), '
-    'use_checkpoint=False)'
+    'use_checkpoint=False), and put hooks that only keep tensors elsewhere (save_on_cpu) around the explanation'
 )
 
 
@@ -67,6 +67,22 @@ def written_without_grad(module: str, line: str, name: str) -> str:
     )
 
 
+def shared_memory(module: str, line: str, name: str) -> str:
+    return (
+        f'module {module!r} writes with {name} into a tensor of which several elements share memory, such as an '
+        f'expanded one, where torch has no gradient\n  {line}\nwrite into a clone of it'
+    )
+
+
+def unseen_write(module: str, line: str, shape: tuple) -> str:
+    return (
+        f'module {module!r}: a tensor of shape {shape} that carries relevance is written to in place by code that the '
+        f'engine cannot see (TorchScript, an extension)\n  {line}\n'
+        "write the computation with torch functions, or use AttentionCanonizer(unknown='gradient') to accept its plain "
+        'gradient'
+    )
+
+
 def out_argument(module: str, line: str, name: str) -> str:
     return (f'module {module!r} calls {name} with out=, past autograd, on a tensor that carries relevance\n'
             f'  {line}\nassign what it returns instead')
@@ -78,13 +94,30 @@ def unseen_output(root: str, name: str) -> str:
 
 
 def no_relevance(root: str, reason: str) -> str:
-    return (f'the output of {root} carries no relevance: {reason}\n'
-            'explain the logits, i.e. what goes into a final softmax or sigmoid, or give that operator another rule')
+    return f'the output of {root} carries no relevance: {reason}'
 
 
-def ends_at_gate(name: str, module: str, line: str, last: bool) -> str:
+NO_DEPENDENCE = (
+    'no operator between input and output passes relevance on\n'
+    'look for what cuts it off from the input: a gate (softmax, sigmoid), detach, torch.no_grad (as a decorator of '
+    'forward too), constants'
+)
+
+
+def no_relevance_selected(root: str, gate: tuple[str, str, str] | None) -> str:
+    why = NO_DEPENDENCE if gate is None else ends_at_gate(*gate, last=True)
+    return f'what is selected of the output of {root} carries no relevance: {why}'
+
+
+def ends_without_grad(name: str, module: str, line: str) -> str:
+    return (f'module {module!r} runs {name} under torch.no_grad or inference_mode, where no relevance can follow\n'
+            f'  {line}\ntake the decorator off its forward, or the computation out of torch.no_grad')
+
+
+def ends_at_gate(name: str, module: str, line: str, *, last: bool) -> str:
     position = 'which it ends with' if last else 'the last gate before it'
-    return f'the operator {name} of module {module!r}, {position}, is viewed as a constant\n  {line}'
+    return f'the operator {name} of module {module!r}, {position}, is viewed as a constant\n  {line}\n' \
+           'explain the logits, i.e. what goes into a final softmax or sigmoid, or give that operator another rule'
 
 
 def no_input(where: str, line: str, shape: tuple) -> str:

@@ -3,14 +3,19 @@ import threading
 from contextlib import contextmanager
 
 import torch
-from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from zennit.core import Stabilizer
 
-from ..errors import ContextError, NoRelevance, UnsupportedModule, UnsupportedOperator
+from ..errors import (
+    ContextError,
+    NoRelevance,
+    UnsupportedModule,
+    UnsupportedOperator,
+    UntrackedTensor,
+)
 from ..operators import TABLE, Kind, lookup, out_of_place, reason
 from ..operators.probe import propose
-from ..operators.refusals import UNKNOWN
+from ..operators.refusals import UNKNOWN, UNSEEN_WRITE
 from ..propagation import Call
 from ..trees import substitute, tensors_in, tensors_of
 from . import messages
@@ -18,12 +23,16 @@ from .arguments import Arguments
 from .domains import BackwardPasses, watching
 from .forward import Forward
 from .location import Location
+from .memory import guard
 from .module_calls import apply_to_operator
 from .origins import shifts
+from .saved import without_recomputation
 from .tags import origin_of, tag_of
 
+#: Functions by which code says that a tensor requires a gradient.
+_SWITCHES = frozenset((torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__))
 #: Functions by which code asks for gradients while it runs.
-_GRADIENTS = frozenset((torch.autograd.grad, torch.Tensor.backward, torch.Tensor.register_hook))
+_GRADIENTS = _SWITCHES | {torch.autograd.grad, torch.Tensor.backward, torch.Tensor.register_hook}
 
 
 class Engine(TorchFunctionMode):
@@ -148,10 +157,10 @@ class Engine(TorchFunctionMode):
         arguments = Arguments()
         args, kwargs = arguments.enter((args, kwargs), forward.enter)
         try:
-            with self._running(forward), disable_saved_tensors_hooks(messages.CHECKPOINTING), self:
+            with self._running(forward), without_recomputation(), self:
                 output = function(*args, **kwargs)
                 output = output if self._select is None else self._select(output)
-            return forward.leave(output)
+            return forward.leave(output, selected=self._select is not None)
         finally:
             arguments.leave(forward.give_back)
 
@@ -160,6 +169,12 @@ class Engine(TorchFunctionMode):
         self.forward = forward
         try:
             yield
+            if forward.refusal is not None:
+                raise forward.refusal
+        except SystemError as error:
+            if forward.refusal is None:
+                raise
+            raise forward.refusal from error
         except RuntimeError as error:
             if messages.CHECKPOINTING not in str(error):
                 raise
@@ -223,6 +238,9 @@ class Engine(TorchFunctionMode):
         self._check_origin(operator, args, operands)
         if any(self._is_constant(operand) for operand in operands):
             if operator is not None and operator.name.endswith('__set__'):
+                unseen = operator.name == UNSEEN_WRITE
+                return self._run_unknown(operator, func, args, kwargs) if unseen else func(*args, **kwargs)
+            if self._fills_parameter(operator, args, operands):
                 return func(*args, **kwargs)
             args, kwargs = self._detach_constants(operator, args, kwargs)
             operands = [tensor for tensor in tensors_in(args, kwargs) if tensor.requires_grad]
@@ -268,9 +286,18 @@ class Engine(TorchFunctionMode):
             return tensor.detach() if constant else tensor
         return substitute((args, kwargs), detached)
 
+    def _fills_parameter(self, operator, args, operands):
+        '''Whether a function gives a parameter its values, such as that of a module which is built in a forward.'''
+        target = args[0] if operator is not None and operator.inplace and args else None
+        return isinstance(target, torch.nn.Parameter) and (
+            not torch.is_grad_enabled() or all(operand is target for operand in operands))
+
     def _run_unknown(self, operator, func, args, kwargs):
         if operator is not None and operator.harmless:
             return func(*args, **kwargs)
+        if operator is not None and operator.name == UNSEEN_WRITE and self.unknown != 'gradient':
+            self.forward.refusal = UntrackedTensor(messages.unseen_write(*self.forward.locate(), tuple(args[0].shape)))
+            raise self.forward.refusal
         name = getattr(func, '__name__', str(func)) if operator is None else operator.name
         why = reason(name, operator)
         if self.unknown == 'gradient':
@@ -280,6 +307,7 @@ class Engine(TorchFunctionMode):
         raise UnsupportedOperator(messages.unknown(*self.forward.locate(), name, why, row))
 
     def _run_without_grad(self, call):
+        self.forward.note_without_grad(call)
         if not call.inplace or not call.carries(call.args[0]):
             return self.forward.mark(call.run())
         raise UnsupportedOperator(messages.written_without_grad(*self.forward.locate(), call.operator.name))
@@ -304,6 +332,7 @@ class Engine(TorchFunctionMode):
         if call.operator.mask is not None:
             call.flatten_mask()
         origins = [origin_of(operand) for operand in call.operands]
+        check_memory = guard(call) if call.inplace else None
         module, hook = forward.rule_of(kind)
         if forward.observed:
             call.watched_by(forward.observer.begin(call, module, hook))
@@ -311,6 +340,8 @@ class Engine(TorchFunctionMode):
             output = forward.assignments.default(kind)(call)
         else:
             output = apply_to_operator(forward, call, module, hook)
+        if check_memory is not None:
+            check_memory()
         forward.mark_result(call, output, origins)
         record = call.released()
         if record is not None:
@@ -319,6 +350,8 @@ class Engine(TorchFunctionMode):
 
     def _run_watched(self, func, args, kwargs):
         '''Refuse gradients taken while the model runs: they would be those of the rules. Hooks may only look.'''
+        if func in _SWITCHES:
+            return self._switch(func, args, kwargs)
         if not any(tensor.requires_grad for tensor in tensors_in(args, kwargs)):
             return func(*args, **kwargs)
         module, line = self.forward.locate()
@@ -326,3 +359,13 @@ class Engine(TorchFunctionMode):
             hook = args[1] if len(args) > 1 else kwargs['hook']
             return func(args[0], watching(hook, f'a tensor hook of module {module!r}\n  {line}\n'))
         raise UnsupportedOperator(messages.gradients_inside(module, line, func.__name__))
+
+    def _switch(self, func, args, kwargs):
+        '''Let code ask for gradients of a tensor that carries no relevance, which stays a constant.'''
+        tensor = args[0]
+        carried = tensor.requires_grad
+        output = func(*args, **kwargs)
+        # torch.func does so too, with tensors that may wrap some that carry relevance.
+        if not carried and torch._C._functorch.peek_interpreter_stack() is None:
+            self.forward.mark_constant(tensor)
+        return output

@@ -11,7 +11,7 @@ from zennit.rules import NoMod, Pass
 from ..errors import ContextError, UnsupportedRule
 from ..layers import OPERATOR_MODULES, is_layer, weights_of
 from ..propagation.contraction import with_one_weight
-from ..trees import rebuilt, tensors_in, tensors_of
+from ..trees import address, rebuilt, tensors_in, tensors_of
 from . import messages
 from .domains import first_order
 
@@ -192,7 +192,7 @@ def check_parameters(module, expected, name, hook):
 def addresses(module):
     '''Where the parameters of a module are, by which a rule knows that they are the same.'''
     # The attribute, because Zennit 1.0 hides a parameter behind one when it merges batch norms.
-    return [getattr(owner, name).data_ptr() for owner in module.modules()
+    return [address(getattr(owner, name)) for owner in module.modules()
             for name, parameter in owner._parameters.items() if parameter is not None]
 
 

@@ -48,9 +48,17 @@ def origin_of(tensor: torch.Tensor) -> Origin | None:
     return tag.origin if tag is not None and tag.version == tensor._version else None
 
 
+def gate_of(output: object) -> tuple[str, str, str] | None:
+    '''Return the gate that a tensor is the result of: its operator, the module and the line; or None.'''
+    return getattr(output, 'lrp_gate', None)
+
+
+def has_twin(tensor: torch.Tensor) -> bool:
+    '''Whether a tensor may have a twin, as it was not written to since.'''
+    tag = tag_of(tensor)
+    return tag is not None and tag.twin is not None and tag.version == tensor._version
+
+
 def twin_of(tensor: torch.Tensor) -> torch.Tensor | None:
     '''Return the tensor of the relevance domain that holds the same values, or None if there is none (any more).'''
-    tag = tag_of(tensor)
-    if tag is None or tag.twin is None or tag.version != tensor._version:
-        return None
-    return tag.twin()
+    return tag_of(tensor).twin() if has_twin(tensor) else None  # type: ignore[union-attr, misc]  # or it has none

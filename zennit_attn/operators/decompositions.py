@@ -1,5 +1,5 @@
 '''Torch functions that consist of others, written with functions that the table knows.'''
-from functools import cache
+from functools import cache, partial
 from types import FunctionType
 
 import torch
@@ -170,25 +170,35 @@ def _cell(step):
 
 def _recurrence(step):
     '''All layers and directions of a recurrent network, step by step, so that its gates are seen.'''
-    def run(x, hx, params, biases, layers, dropout, train, bidirectional, batch_first=False):
-        if isinstance(biases, (list, tuple)):  # the parameters, which sizes of batches push one place on
-            raise Unwritten('a recurrence over a packed sequence has no rule; pad to one length instead')
-        states = (hx,) if isinstance(hx, torch.Tensor) else tuple(hx)
+    def run(x, *arguments):
+        if isinstance(arguments[0], torch.Tensor) and not arguments[0].is_floating_point():
+            sizes, *arguments = arguments
+            return layered(partial(_scan_packed, sizes.tolist()), x, *arguments)
+        return padded(x, *arguments)
+
+    def padded(x, hx, params, biases, layers, dropout, train, bidirectional, batch_first=False):
         x = x.transpose(0, 1) if batch_first else x
+        x, *last = layered(_scan, x, hx, params, biases, layers, dropout, train, bidirectional)
+        return x.transpose(0, 1) if batch_first else x, *last
+
+    def layered(scan, x, hx, params, biases, layers, dropout, train, bidirectional):
+        states = (hx,) if isinstance(hx, torch.Tensor) else tuple(hx)
         directions, last = 2 if bidirectional else 1, []
         size = len(params) // (layers * directions)
         for layer in range(layers):
             outputs = []
             for direction in range(directions):
                 index = layer * directions + direction
-                own = _weights(params[index * size:(index + 1) * size], biases)
-                output, hidden = _scan(step, x, tuple(state[index] for state in states), *own, reverse=direction == 1)
+                w_ih, b_ih, *own = _weights(params[index * size:(index + 1) * size], biases)
+                output, hidden = scan(lambda gate, hidden, own=own: step(gate, hidden, *own),
+                                      functional.linear(x, w_ih, b_ih), tuple(state[index] for state in states),
+                                      direction == 1)
                 outputs.append(output)
                 last.append(hidden)
             x = torch.cat(outputs, -1) if bidirectional else outputs[0]
             if layer + 1 < layers:
                 x = functional.dropout(x, dropout, train)
-        return x.transpose(0, 1) if batch_first else x, *map(torch.stack, zip(*last, strict=True))
+        return x, *map(torch.stack, zip(*last, strict=True))
     return run
 
 
@@ -199,12 +209,46 @@ def _weights(params, biases):
     return w_ih, b_ih, w_hh, b_hh, *rest[2 if biases else 0:]
 
 
-def _scan(step, x, hidden, w_ih, b_ih, *own, reverse):
-    gates, outputs = functional.linear(x, w_ih, b_ih).unbind(0), []
-    for gate in reversed(gates) if reverse else gates:
-        hidden = step(gate, hidden, *own)
+def _scan(step, gates, hidden, reverse):
+    '''The outputs of all steps, and the last state.'''
+    outputs = []
+    for gate in reversed(gates.unbind(0)) if reverse else gates.unbind(0):
+        hidden = step(gate, hidden)
         outputs.append(hidden[0])
     return torch.stack(outputs[::-1] if reverse else outputs), hidden
+
+
+def _scan_packed(sizes, step, gates, hidden, reverse):
+    '''The same where the steps have fewer and fewer sequences, of which the longest come first.'''
+    outputs, ended, steps = [], [], gates.split(sizes)
+    first, hidden = hidden, tuple(state[:0] for state in hidden) if reverse else hidden
+    for size, gate in reversed([*zip(sizes, steps, strict=True)]) if reverse else zip(sizes, steps, strict=True):
+        if reverse:
+            begun = (state[len(last):size] for state, last in zip(first, hidden, strict=True))
+            hidden = tuple(map(_joined, zip(hidden, begun, strict=True)))
+        else:
+            ended.append(tuple(state[size:] for state in hidden))
+            hidden = tuple(state[:size] for state in hidden)
+        hidden = step(gate, hidden)
+        outputs.append(hidden[0])
+    last = tuple(map(_joined, zip(hidden, *reversed(ended), strict=True)))
+    return torch.cat(outputs[::-1] if reverse else outputs), last
+
+
+def _joined(parts):
+    return torch.cat([part for part in parts if len(part)])
+
+
+def pad_packed_sequence(data, sizes, batch_first=False, padding_value=0., total_length=-1):
+    sequences = torch.arange(sizes[0], device=data.device)
+    there = sequences < sizes.to(data.device)[:, None]
+    places = (sizes.cumsum(0) - sizes).to(data.device)[:, None] + sequences
+    output = data[places.where(there, 0)]
+    output = output.masked_fill(~there.reshape(*there.shape, *[1] * (data.ndim - 1)), padding_value)
+    if total_length > len(output):
+        shape = (total_length - len(output), *output.shape[1:])
+        output = torch.cat([output, data.new_full(shape, padding_value)])
+    return output.transpose(0, 1) if batch_first else output, (sizes > sequences.cpu()[:, None]).sum(1)
 
 
 lstm, lstm_cell = _recurrence(_lstm_step), _cell(_lstm_step)

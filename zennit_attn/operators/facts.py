@@ -61,13 +61,15 @@ def _log_softmax_tangent(x, y, dim):
 # what carries nothing
 
 op('detach requires_grad', Kind.PLAIN, harmless=True)
+op(torch.Tensor.requires_grad_, Kind.PLAIN)
+op(torch.Tensor.requires_grad.__set__, Kind.PLAIN)
 
 # moving and picking values
 
 op('''
    cat concat concatenate stack hstack vstack dstack column_stack row_stack block_diag masked_fill masked_scatter
    index_fill pad constant_pad_nd select_scatter slice_scatter diagonal_scatter fill_diagonal complex unfold
-   as_strided_scatter
+   as_strided_scatter pad_sequence
    ''', Kind.REARRANGE, affine=True)
 op('where', Kind.REARRANGE, 'condition input other', affine=True)
 op('copy fill zero', Kind.REARRANGE, affine=True, overwrites=True)
@@ -179,6 +181,7 @@ op('threshold', Kind.COMPOSED, decomposition=parts.threshold)
 op('renorm', Kind.COMPOSED, decomposition=parts.renorm)
 op('scatter_reduce', Kind.COMPOSED, decomposition=parts.scatter_reduce)
 op('index_reduce', Kind.COMPOSED, decomposition=parts.index_reduce)
+op('pad_packed_sequence', Kind.COMPOSED, decomposition=parts.pad_packed_sequence)
 op('lstm', Kind.COMPOSED, decomposition=parts.lstm)
 op('lstm_cell', Kind.COMPOSED, decomposition=parts.lstm_cell)
 op('gru', Kind.COMPOSED, decomposition=parts.gru)

@@ -31,9 +31,6 @@ GROUPS = {
     'relevance is not followed through named tensors, which newer versions of torch lack; use permute, unsqueeze': '''
         align_as align_to refine_names rename update_names
         ''',
-    'relevance is not followed through packed sequences; pad to one length instead': '''
-        pack_padded_sequence pad_packed_sequence
-        ''',
     'the kernel is that of one device; use the functions of torch.nn.functional': '''
         miopen_batch_norm miopen_convolution miopen_convolution_add_relu miopen_convolution_relu
         miopen_convolution_transpose miopen_depthwise_convolution
@@ -111,6 +108,8 @@ GROUPS = {
 #: The reasons by name.
 REASONS = {name: reason for reason, names in GROUPS.items() for name in names.split()}
 
+#: What code in C++ that writes into a tensor sets, as the only sign of it that Python sees.
+UNSEEN_WRITE = 'torch.Tensor._backward_hooks.__set__'
 UNKNOWN = 'it is not in the table of operators'
 _SETTER = 'assigning to an attribute of a tensor goes past autograd; make a new tensor instead'
 _OVERWRITES = 'it writes what does not depend on the input into a tensor that does; call the form without underscore '\
@@ -131,6 +130,8 @@ def reason(name, operator=None):
     -------
     str
     '''
+    if name == UNSEEN_WRITE:
+        return 'it writes in place, and its code cannot be seen'
     if name.endswith(('.__set__', '.__delete__')):
         return _SETTER
     if operator is not None and operator.inplace and operator.kind.value == 'plain':

@@ -14,7 +14,7 @@ from ..errors import UnsupportedModule, UnsupportedOperator
 from ..kernels import ConstantAttention, ConstantConvolution, ConstantLinear, Scale, slope_at_zero
 from ..operators import Kind, out_of_place
 from ..operators.decompositions import Unwritten, visible
-from ..trees import substitute, tensors_in
+from ..trees import is_plain, substitute, tensors_in
 from .constants import added, nothing, replaced
 from .rule import rule
 
@@ -254,6 +254,8 @@ def _may_skip(call):
     '''Looking for zeros is worth it on a CPU only; autocast computes in another type than its operands have.'''
     operand = call.args[0]
     only = len(call.operands) == 1 and call.carries(operand) and not call.kwargs and operand.ndim > 1
+    # Quantized and distributed tensors need not have the functions that looking for zeros takes.
+    only = only and all(is_plain(arg) for arg in call.args[:3] if isinstance(arg, torch.Tensor))
     return only and operand.device.type == 'cpu' and not torch.is_autocast_enabled('cpu') and not operand.is_complex()
 
 

@@ -89,7 +89,8 @@ def _hidden_bias(call, output, place=0):
     with torch.enable_grad():
         result = call.run_out_of_place((leaf * 1., *call.args[1:]))
     slope, = torch.autograd.grad(result, leaf, torch.ones_like(result))
-    return Absorbed(output - leaf.detach() * slope, hidden=True)
+    # Where the function is flat, as at a masked value of -inf, its operand receives nothing.
+    return Absorbed(output - torch.where(slope == 0, 0., leaf.detach() * slope), hidden=True)
 
 
 @rule('Taylor', left_over=_hidden_bias)
