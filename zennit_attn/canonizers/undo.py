@@ -57,10 +57,3 @@ def restoring_parameter(module, name, parameter, requires_grad):
             module._parameters[name] = parameter
         parameter.requires_grad_(requires_grad)
     return restore
-
-
-def unhook(module, hook):
-    '''Remove a forward hook, if it is still there.'''
-    for key, registered in list(module._forward_hooks.items()):
-        if registered is hook:
-            del module._forward_hooks[key]

@@ -1,6 +1,6 @@
 '''The engine: watches every torch function called below a module's forward and routes it through its rule.'''
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch.autograd.graph import disable_saved_tensors_hooks
@@ -20,6 +20,7 @@ from .forward import Forward
 from .location import Location
 from .module_calls import apply_to_operator
 from .tags import activation_of, tag_of
+from .veil import Veil
 
 #: Functions by which code asks for gradients while it runs.
 _GRADIENTS = frozenset((torch.autograd.grad, torch.Tensor.backward, torch.Tensor.register_hook))
@@ -36,28 +37,36 @@ class Engine(TorchFunctionMode):
         Stabilization where a tensor of the gradient domain enters the relevance domain.
     unknown: {'raise', 'gradient'}, optional
         What to do with a function that the table does not know: refuse it, or accept autograd.
+    veil: :py:class:`~zennit_attn.engine.veil.Veil`, optional
+        That of the context which the module is a part of. Default is a new one.
 
     Attributes
     ----------
+    veil: :py:class:`~zennit_attn.engine.veil.Veil`
+        Knows what the context has added to the model, and hides it while the model runs.
     location: :py:class:`~zennit_attn.engine.location.Location`
         Knows the modules of the model, and which of them runs.
     passes: :py:class:`~zennit_attn.engine.domains.BackwardPasses`
         The backward passes that began at the model's output.
     forward: :py:class:`~zennit_attn.engine.forward.Forward` or None
         The run of the forward that is under way.
+    take_over: callable or None
+        Called before every forward, to take over modules that were given a rule since the last one.
     observer: :py:class:`~zennit_attn.observer.Observer` or None
         Who watches, while :py:meth:`observed_by` is entered.
     '''
-    def __init__(self, root, stabilizer=1e-9, unknown='raise'):
+    def __init__(self, root, stabilizer=1e-9, unknown='raise', veil=None):
         super().__init__()
         self.root = root
         self.stabilizer = Stabilizer.ensure(stabilizer)
         self.unknown = unknown
-        self.location = Location(root)
+        self.veil = Veil() if veil is None else veil
+        self.location = Location(root, self.veil)
         self.passes = BackwardPasses()
         self.families = frozenset()
         self.forward = None
         self.observer = None
+        self.take_over = None
         self._source = None
         self._rests = 0
 
@@ -82,11 +91,13 @@ class Engine(TorchFunctionMode):
             self._source = None
 
     @contextmanager
-    def resting(self):
-        '''Let modules that the engine has taken over run as they are, e.g. in the backward pass of their rule.'''
+    def resting(self, module):
+        '''Let a module that the engine has taken over run as it is, in the backward pass of its rule.'''
         self._rests += 1
         try:
-            yield
+            # Hiding takes longer than a small layer, and layers of torch look at nothing.
+            with self.veil.drawn() if _may_look(module) else nullcontext():
+                yield
         finally:
             self._rests -= 1
 
@@ -128,7 +139,21 @@ class Engine(TorchFunctionMode):
             What `function` returns.
         '''
         self._check_transforms()
+        with self.veil.drawn(self._survey):
+            return self._run(function, args, kwargs, rules)
+
+    def predict(self, function, args, kwargs):
+        '''Run the root's forward without gradients, as it runs without a context.'''
+        with self.veil.drawn(self._survey):
+            return function(*args, **kwargs)
+
+    def _survey(self):
         self.location.survey()
+        if self.take_over is not None:
+            self.take_over()
+        return [module for _, module, _ in self.location.ruled]
+
+    def _run(self, function, args, kwargs, rules):
         self._check_modules()
         forward = Forward(self, rules)
         forward.assignments.check_active()
@@ -313,3 +338,8 @@ class Engine(TorchFunctionMode):
             hook = args[1] if len(args) > 1 else kwargs['hook']
             return func(args[0], watching(hook, f'a tensor hook of module {module!r}\n  {line}\n'))
         raise UnsupportedOperator(messages.gradients_inside(module, line, func.__name__))
+
+
+def _may_look(module):
+    '''Whether a module has code of its own, or parts that may have, which could look at what a context has added.'''
+    return bool(module._modules) or not type(module).__module__.startswith(('torch.nn.', 'zennit_attn.layers'))
