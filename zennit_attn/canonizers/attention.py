@@ -14,7 +14,7 @@ from ..trees import tensors_of
 from .families import FAMILIES
 from .methods import like_method
 from .module_hooks import ModuleHooks
-from .undo import replace_method, restoring, restoring_parameter, undo_all
+from .undo import put_back, replace_method, restoring, restoring_parameter, undo_all
 from .visibility import IDLE, check_visible, runs_operators
 
 _SOFTMAX = (torch.nn.Softmax, torch.nn.Softmin, torch.nn.Softmax2d, torch.nn.LogSoftmax)
@@ -157,15 +157,14 @@ class AttentionCanonizer(Canonizer):
 
     def _guard(self, root_module):
         for module in root_module.modules():
-            self._set(module, '__reduce_ex__', partial(_refuse_copy, module))
-            self._set(module, '_replicate_for_data_parallel', partial(_refuse_copy, module))
+            refuse, attributes = partial(_refuse_copy, module), module.__dict__
+            own = {'__reduce_ex__': refuse, '_replicate_for_data_parallel': refuse}
             if module is not root_module and type(module) not in IDLE:
-                # Around the call, because the model may look at its hooks.
-                self._set(module, '_call_impl', _checked(self.engine, module, module._call_impl))
-
-    def _set(self, module, name, value):
-        replace_method(module, name, self._undo)
-        module.__dict__[name] = value
+                # Around the call, and not a hook, because the model may look at its hooks.
+                own['_call_impl'] = partial(_checked, self.engine, module, module._call_impl)
+            before = {name: attributes[name] for name in own if name in attributes}
+            self._undo.append(partial(put_back, attributes, own, before))
+            attributes.update(own)
 
     def _find_blocks(self, root_module):
         modules = [module for module in root_module.modules() if not isinstance(module, OperatorModule)]
@@ -188,7 +187,7 @@ class AttentionCanonizer(Canonizer):
         if name in module._modules or name in module.__dict__ or hasattr(type(module), name):
             raise UnsupportedModule(f'{type(module).__name__} already has an attribute {name!r}; rename it')
         operator_module.training = module.training
-        self._undo.append(lambda: module._modules.pop(name, None))
+        self._undo.append(partial(module._modules.pop, name, None))
         self.engine.veil.add_child(module, name, operator_module)
         module._modules[name] = operator_module
 
@@ -250,19 +249,17 @@ def _run(engine, function, *args, **kwargs):
     return (engine.run if torch.is_grad_enabled() else engine.predict)(function, args, kwargs)
 
 
-def _checked(engine, module, call):
-    def checked(*args, **kwargs):
-        output, forward = call(*args, **kwargs), engine.forward
-        # The common case first, as this runs after every module.
-        if forward is not None and isinstance(output, torch.Tensor) and (
-                getattr(output, 'lrp_tag', None) is forward.carrying_tag):
-            return output
-        if engine.running and torch._C._is_torch_function_enabled():
-            forward.check_output(module, output)
-        elif not engine.running and not engine.rests and _carries(output):
-            raise ContextError(outside_of_forward(engine.location.name_of(module), type(engine.root).__name__))
+def _checked(engine, module, call, *args, **kwargs):
+    output, forward = call(*args, **kwargs), engine.forward
+    # The common case first, as this runs after every module.
+    if forward is not None and isinstance(output, torch.Tensor) and (
+            getattr(output, 'lrp_tag', None) is forward.carrying_tag):
         return output
-    return checked
+    if engine.running and torch._C._is_torch_function_enabled():
+        forward.check_output(module, output)
+    elif not engine.running and not engine.rests and _carries(output):
+        raise ContextError(outside_of_forward(engine.location.name_of(module), type(engine.root).__name__))
+    return output
 
 
 def _carries(output):

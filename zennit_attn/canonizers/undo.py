@@ -38,6 +38,13 @@ def replace_method(module, name, undo):
     return function
 
 
+def put_back(attributes, own, before):
+    '''Take out what an instance was given, and put back what it had in its place.'''
+    for name in own:
+        attributes.pop(name, None)
+    attributes.update(before)
+
+
 def restoring(attributes, name, replacement, tensor):
     '''Return a step that puts a tensor back in the place of its replacement.'''
     def restore():

@@ -191,8 +191,10 @@ def check_parameters(module, expected, name, hook):
 
 def addresses(module):
     '''Where the parameters of a module are, by which a rule knows that they are the same.'''
-    # The attribute, because Zennit 1.0 hides a parameter behind one when it merges batch norms.
-    return [getattr(owner, name).data_ptr() for owner in module.modules()
+    # The attribute, because Zennit 1.0 hides a parameter behind one when it merges batch norms. Projections that a
+    # context has given to a module share the memory of its own parameters, and are hidden in the forward.
+    return [getattr(owner, name).data_ptr() for path, owner in module.named_modules()
+            if not path.rpartition('.')[2].startswith('canonizer_')
             for name, parameter in owner._parameters.items() if parameter is not None]
 
 
