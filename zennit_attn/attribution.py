@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from zennit.attribution import Gradient
 
-from .canonizers.attention import engine_of
+from .canonizers.attention import AttentionCanonizer, engine_of
 from .errors import NoRelevance
 from .plain import PlainForward
 
@@ -97,13 +97,16 @@ def call_model(model, input, embedding=None, select=None):
     return output, leaves
 
 
-def plain_forward(model, input, embedding=None, select=None, carries=True):
+def plain_forward(model, composite, input, embedding=None, select=None, carries=True):
     '''Run a model on which no context is open, to compare an explanation with.
 
     Parameters
     ----------
     model, input, embedding, select
         As for :py:func:`call_model`.
+    composite: :py:class:`zennit.core.Composite`
+        With what it is compared. Canonizers of others may change what a model computes a little: Zennit's merge of
+        batch norms does not take their ``eps`` as it is.
     carries: bool, optional
         Whether the input requires a gradient, where there is no embedding.
 
@@ -114,7 +117,9 @@ def plain_forward(model, input, embedding=None, select=None, carries=True):
     def call(input):
         return call_model(model, input, embedding, select)[0]
     input = dict(input) if isinstance(input, Mapping) else input
-    return PlainForward(model, call, input, carries and embedding is None)
+    others = [canonizer for canonizer in getattr(composite, 'canonizers', None) or ()
+              if not isinstance(canonizer, AttentionCanonizer)]
+    return PlainForward(model, call, input, carries and embedding is None, 1e-3 if others else 0.)
 
 
 def output_relevance(output, attr_output=None):
@@ -222,7 +227,7 @@ class TokenGradient(Gradient):
             (output,), leaves, grad_outputs=(attr_output_fn(output),), create_graph=self.create_graph,
             retain_graph=self.retain_graph,
         )
-        if plain is not None and plain.difference(output) is not None:
+        if plain is not None and (plain.error is not None or plain.difference(output) is not None):
             with self._outside():
                 plain.check(output)
         return output, relevance
@@ -234,7 +239,7 @@ class TokenGradient(Gradient):
         if not (self.compare and is_new and self.composite is not None) or (engine is not None and engine.observer):
             return None
         with self._outside():
-            return plain_forward(self.model, input, self.embedding, self.select)
+            return plain_forward(self.model, self.composite, input, self.embedding, self.select)
 
     @contextmanager
     def _outside(self):

@@ -25,15 +25,22 @@ class PlainForward:
         The input.
     carries: bool
         Whether the input requires a gradient when the model is explained.
+    tolerance: float
+        What may differ, in units of the largest output, where rounding is less.
+
+    Attributes
+    ----------
+    error: Exception or None
+        What the forward has raised. An explanation has its own words for most of these.
     '''
-    def __init__(self, model, call, input, carries):
-        self.model, self.call, self.carries = model, call, carries
+    def __init__(self, model, call, input, carries, tolerance=0.):
+        self.model, self.call, self.carries, self.tolerance = model, call, carries, tolerance
         self.input = _copied(input)
         self.output = self.error = None
         try:
             with torch.enable_grad():
                 self.output = self.run()
-        except Exception as error:  # the explanation has its own words for most of these, and is raised first
+        except Exception as error:
             self.error = error.with_traceback(None)
 
     def run(self, other_draws=False):
@@ -56,8 +63,6 @@ class PlainForward:
 
     def difference(self, output):
         '''Return the largest difference to the output of another forward if it is no rounding, else None.'''
-        if self.error is not None:
-            return f'without a context its forward raises {type(self.error).__name__}: {self.error}'
         if output.shape != self.output.shape:
             return f'its output has shape {tuple(output.shape)} and not {tuple(self.output.shape)}'
         if not output.numel() or not output.is_floating_point():
@@ -66,7 +71,7 @@ class PlainForward:
         same = (expected == found) | (expected.isnan() & found.isnan())
         difference = torch.where(same, 0., (found - expected).abs())
         finite = expected[expected.isfinite()].abs()
-        bound = _tolerance(self.model, output) * (float(finite.max()) if finite.numel() else 1.)
+        bound = max(self.tolerance, _rounding(self.model, output)) * (float(finite.max()) if finite.numel() else 1.)
         at = int(torch.nan_to_num(difference, nan=torch.inf).argmax())
         if float(difference.flatten()[at]) <= bound:
             return None
@@ -89,11 +94,13 @@ class PlainForward:
         ChangedForward
             If it differs by more than rounding from what the model returns without.
         '''
+        if self.error is not None:
+            raise self.error
         difference = self.difference(output)
         if difference is None:
             return
         name = type(self.model).__name__
-        if self.error is None and self._draws_again():
+        if self._draws_again():
             warnings.warn(f'two forwards of {name} on the same input differ, so whether a context changes its forward '
                           'could not be checked (compare=False says so)', stacklevel=3)
             return
@@ -101,7 +108,7 @@ class PlainForward:
             f'{name} computes something else while it is explained: {difference}\nits code depends on something that '
             'a context changes, such as whether its parameters require gradients, or one of its functions runs as '
             'another; take that out of its forward, or pass compare=False to explain what it computes in the context'
-        ) from self.error
+        )
 
     def _draws_again(self):
         with torch.enable_grad():
@@ -110,13 +117,14 @@ class PlainForward:
 
 def _copied(tree):
     '''A copy of an input that a forward may write to, such as a cache.'''
+    tensors = {id(tensor): tensor.detach().clone() for tensor in tensors_of(tree)}
     try:
-        return deepcopy(tree, {id(tensor): tensor.detach().clone() for tensor in tensors_of(tree)})
+        return deepcopy(tree, dict(tensors))
     except Exception:  # of objects that nobody can copy; their tensors are those that can be seen
-        return rebuilt(tree, lambda tensor: tensor.detach().clone())
+        return rebuilt(tree, lambda tensor: tensors[id(tensor)])
 
 
-def _tolerance(model, output):
+def _rounding(model, output):
     '''Rounding, in units of the largest output, of the coarsest type that a model computes in.'''
     device = output.device.type
     types = {output.dtype, *(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())}

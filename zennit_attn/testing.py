@@ -33,7 +33,9 @@ def check_explanation(model, input, composite=None, attr_output=None, tolerance=
         If one of the three does not hold; with the ledger where it does not close.
     '''
     composite = CPLRP() if composite is None else composite
-    plain, state = plain_forward(model, input, select=select, carries=False), _state(model)
+    plain, state = plain_forward(model, composite, input, select=select, carries=False), _state(model)
+    if plain.error is not None:
+        raise plain.error
     seen = []
 
     def watched(output):

@@ -223,7 +223,7 @@ class AttentionCanonizer(Canonizer):
     def _wrap_forward(self, root_module):
         engine = self.engine
         module_hooks = ModuleHooks(engine)
-        engine.take_over = module_hooks.update
+        engine.before_forwards(module_hooks.update)
         # The call and not only the forward, because hooks of the user on the root may compute something too.
         for name in ('forward', '_call_impl'):
             function = replace_method(root_module, name, self._undo)

@@ -50,7 +50,7 @@ def audit(model, composite, input, attr_output=None, embedding=None, select=None
     '''
     input = substitute(dict(input) if isinstance(input, Mapping) else input, lambda tensor: tensor.detach().clone())
     sources = [] if embedding is not None else _sources(model, input)
-    plain = plain_forward(model, input, embedding, select) if compare else None
+    plain = plain_forward(model, composite, input, embedding, select) if compare else None
     with composite.context(model), torch.enable_grad(), recorded(model, engine_of(model)) as recorder:
         output, leaves = call_model(model, input, embedding, select)
         if output.ndim == 0:

@@ -50,8 +50,6 @@ class Engine(TorchFunctionMode):
         The backward passes that began at the model's output.
     forward: :py:class:`~zennit_attn.engine.forward.Forward` or None
         The run of the forward that is under way.
-    take_over: callable or None
-        Called before every forward, to take over modules that were given a rule since the last one.
     observer: :py:class:`~zennit_attn.observer.Observer` or None
         Who watches, while :py:meth:`observed_by` is entered.
     '''
@@ -66,7 +64,7 @@ class Engine(TorchFunctionMode):
         self.families = frozenset()
         self.forward = None
         self.observer = None
-        self.take_over = None
+        self._take_over = None
         self._source = None
         self._rests = 0
 
@@ -100,6 +98,10 @@ class Engine(TorchFunctionMode):
                 yield
         finally:
             self._rests -= 1
+
+    def before_forwards(self, take_over):
+        '''Call a function before every forward, to take over modules that were given a rule since the last one.'''
+        self._take_over = take_over
 
     def join(self, families):
         '''Note that families of blocks are helped with.'''
@@ -149,8 +151,8 @@ class Engine(TorchFunctionMode):
 
     def _survey(self):
         self.location.survey()
-        if self.take_over is not None:
-            self.take_over()
+        if self._take_over is not None:
+            self._take_over()
         return [module for _, module, _ in self.location.ruled]
 
     def _run(self, function, args, kwargs, rules):

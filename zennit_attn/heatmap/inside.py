@@ -52,7 +52,7 @@ def relevance_at(model, composite, input, modules, attr_output=None, at='output'
     input = rebuilt(input, lambda tensor: tensor.detach().clone())
     patterns = [modules] if isinstance(modules, str) else list(modules)
     names = {pattern: _matching(model, pattern) for pattern in patterns}
-    plain = plain_forward(model, input, embedding, select) if compare else None
+    plain = plain_forward(model, composite, input, embedding, select) if compare else None
     with composite.context(model), torch.enable_grad(), _watching(
             model, engine_of(model), set().union(*names.values()), at) as watch:
         output = _explain(model, input, attr_output, embedding, select)
