@@ -5,8 +5,9 @@ from contextlib import contextmanager, nullcontext
 import torch
 from zennit.attribution import Gradient
 
-from .canonizers.attention import engine_of
+from .canonizers.attention import AttentionCanonizer, engine_of
 from .errors import NoRelevance
+from .plain import PlainForward
 
 
 @contextmanager
@@ -97,6 +98,31 @@ def call_model(model, input, embedding=None, select=None):
     return output, leaves
 
 
+def plain_forward(model, composite, input, embedding=None, select=None, carries=True):
+    '''Run a model on which no context is open, to compare an explanation with.
+
+    Parameters
+    ----------
+    model, input, embedding, select
+        As for :py:func:`call_model`.
+    composite: :py:class:`zennit.core.Composite`
+        With what it is compared. Canonizers of others may change what a model computes a little: Zennit's merge of
+        batch norms does not take their ``eps`` as it is.
+    carries: bool, optional
+        Whether the input requires a gradient, where there is no embedding.
+
+    Returns
+    -------
+    :py:class:`~zennit_attn.plain.PlainForward`
+    '''
+    def call(input):
+        return call_model(model, input, embedding, select)[0]
+    input = dict(input) if isinstance(input, Mapping) else input
+    others = [canonizer for canonizer in getattr(composite, 'canonizers', None) or ()
+              if not isinstance(canonizer, AttentionCanonizer)]
+    return PlainForward(model, call, input, carries and embedding is None, 1e-3 if others else 0.)
+
+
 def output_relevance(output, attr_output=None):
     '''Return the relevance of an output.
 
@@ -145,6 +171,9 @@ class TokenGradient(Gradient):
     select: callable, optional
         Takes what the model returns and returns the tensor to explain, e.g. ``lambda output: output.logits``. Default
         is what the model returns.
+    compare: bool, optional
+        Whether to run the model once more in the first call after the context was opened, without the context, and to
+        refuse where it computes something else in it. Its state and random numbers are given back after it.
 
     Raises
     ------
@@ -152,12 +181,19 @@ class TokenGradient(Gradient):
         If `embedding` is not a part of `model`.
     '''
     def __init__(self, model, embedding, composite=None, attr_output=None, create_graph=False, retain_graph=None,
-                 select=None):
+                 select=None, compare=True):
         super().__init__(model, composite, attr_output, create_graph, retain_graph)
         if not any(embedding is module for module in model.modules()):
             raise ValueError(f'the embedding ({type(embedding).__name__}) is not a module of {type(model).__name__}')
         self.embedding = embedding
         self.select = select
+        self.compare = compare
+        self._is_new = False
+
+    def __enter__(self):
+        '''Register the composite, if there is one.'''
+        self._is_new = True
+        return super().__enter__()
 
     def forward(self, input, attr_output_fn):
         '''Compute the relevance of the embedding's output.
@@ -179,14 +215,37 @@ class TokenGradient(Gradient):
 
         Raises
         ------
+        ChangedForward
+            If the model computes something else in the context than without.
         NoRelevance
             If the embedding was not called exactly once.
         TypeError
             If there is no tensor to explain.
         '''
+        plain = self._plain_forward(input)
         output, leaves = call_model(self.model, input, self.embedding, self.select)
         relevance, = torch.autograd.grad(
             (output,), leaves, grad_outputs=(attr_output_fn(output),), create_graph=self.create_graph,
             retain_graph=self.retain_graph,
         )
+        if plain is not None and (plain.error is not None or plain.difference(output) is not None):
+            with self._outside():
+                plain.check(output)
         return output, relevance
+
+    def _plain_forward(self, input):
+        '''The forward without a context, once for each context that was opened here, and that nobody watches.'''
+        is_new, self._is_new = self._is_new, False
+        engine = engine_of(self.model)
+        if not (self.compare and is_new and self.composite is not None) or (engine is not None and engine.observer):
+            return None
+        with self._outside():
+            return plain_forward(self.model, self.composite, input, self.embedding, self.select)
+
+    @contextmanager
+    def _outside(self):
+        self.composite.remove()
+        try:
+            yield
+        finally:
+            self.composite.register(self.model)

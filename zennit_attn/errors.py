@@ -27,3 +27,7 @@ class NoRelevance(AttributionError):
 
 class ContextError(AttributionError):
     '''A second context was opened on a model that is already open.'''
+
+
+class ChangedForward(AttributionError):
+    '''A model computes something else while it is explained than it does without a context.'''

@@ -9,7 +9,7 @@ from zennit.core import Hook, Stabilizer
 from zennit.rules import Gamma as ZennitGamma
 
 from . import propagation
-from .engine import Engine
+from .engine import Engine, engine_of
 from .engine.module_calls import addresses, check_active, check_parameters
 from .kernels import GammaLinear, LinearMap, gamma_gradient
 from .operators import Kind
@@ -81,7 +81,8 @@ class OperatorRule(Hook):
         inputs = self.stored_tensors['input']
         leaves = [arg.detach().requires_grad_() if _is_float(arg) else arg for arg in inputs]
         carrying = [leaf for leaf in leaves if _is_float(leaf)]
-        engine = Engine(module, self.stabilizer)
+        outer = engine_of(module)
+        engine = Engine(module, self.stabilizer, veil=None if outer is None else outer.veil)
         with torch.enable_grad():
             output = engine.run(module.forward, tuple(leaves), {}, dict.fromkeys(self.kinds, self.operate))
         outputs = tensors_in(output)

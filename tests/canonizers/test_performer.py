@@ -64,7 +64,7 @@ def test_opaque_causal_product_becomes_our_operator(function, canonizer):
     expected, before, OpaqueProduct.calls = model(input).detach(), Snapshot(model), 0
     composite = CPLRP(canonizers=[canonizer()])
     output, relevance = explain_largest(model, input, lambda: composite)
-    ledger = audit(model, composite, input, largest)
+    ledger = audit(model, composite, input, largest, compare=False)
     assert OpaqueProduct.calls == 0
     assert {row.function for row in ledger.operators} >= {'causal_dot_product'}
     assert relative(output, expected) <= 1e-12

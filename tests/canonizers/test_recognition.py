@@ -91,8 +91,9 @@ class Plain(nn.Module):
         return torch.relu(self.fc(x)) * 2
 
 
-#: What every module of an open model has, whatever canonizer opened it: its engine, and guards against copies.
-GUARDS = {'_canonizer_engine', '__reduce_ex__', '_replicate_for_data_parallel'}
+#: What every module of an open model has, whatever canonizer opened it: its engine, the call of it, and guards
+#: against copies.
+GUARDS = {'_canonizer_engine', '_call_impl', '__reduce_ex__', '_replicate_for_data_parallel'}
 
 
 def traces(module):

@@ -23,7 +23,7 @@ FLOORS = {
     '': 7, 'demo': 7, 'testing': 7,
     'conservation': 6, 'heatmap': 6, 'evaluation': 6,
     'composites': 5, 'attribution': 5,
-    'canonizers': 4, 'rules': 4,
+    'canonizers': 4, 'rules': 4, 'plain': 4,
     'engine': 3,
     'propagation': 2, 'layers': 2,
     'operators': 1, 'attention': 1,

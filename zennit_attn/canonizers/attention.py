@@ -5,24 +5,19 @@ import torch
 from zennit.canonizers import Canonizer
 from zennit.core import Stabilizer
 
-from ..engine import Engine
+from ..engine import Engine, engine_of
 from ..engine.messages import outside_of_forward
+from ..engine.veil import ENGINE
 from ..errors import ContextError, UnsupportedModule
-from ..layers import OPERATOR_MODULES, OperatorModule, is_layer, softmax_type
+from ..layers import OPERATOR_MODULES, OperatorModule, softmax_type
 from ..trees import tensors_of
 from .families import FAMILIES
+from .methods import like_method
 from .module_hooks import ModuleHooks
-from .undo import Frozen, replace_method, restoring, undo_all, unhook
+from .undo import Frozen, put_back, replace_method, restoring, undo_all
 from .visibility import IDLE, check_visible, runs_operators
 
 _SOFTMAX = (torch.nn.Softmax, torch.nn.Softmin, torch.nn.Softmax2d, torch.nn.LogSoftmax)
-#: The attribute by which a module knows the engine of the context that is open on it.
-_ENGINE = '_canonizer_engine'
-
-
-def engine_of(module):
-    '''Return the engine of the context that is open on a module, or None.'''
-    return module.__dict__.get(_ENGINE)
 
 
 class AttentionCanonizer(Canonizer):
@@ -31,8 +26,9 @@ class AttentionCanonizer(Canonizer):
     While it is applied, every torch function called below the model's forward is routed through a rule: einsum, matmul,
     softmax, rearrange, ``+`` and all others, in whatever module, helper function or library they are called. Modules
     whose own code may run operators get operator modules as children (:py:mod:`zennit_attn.layers`), so that a
-    composite can give operators other rules by type or name. Parameters are frozen. :py:meth:`remove` restores the
-    model exactly.
+    composite can give operators other rules by type or name. Parameters are frozen. While the model's forward runs, its
+    own code sees nothing of this, but that no parameter requires a gradient. :py:meth:`remove` restores the model
+    exactly.
 
     Parameters
     ----------
@@ -106,7 +102,8 @@ class AttentionCanonizer(Canonizer):
             self._insert_operators(root_module, blocks)
             for module, family in blocks:
                 family.help(self, module)
-            self.engine.location.survey()
+            with self.engine.veil.drawn():
+                self.engine.location.survey()
         except BaseException:
             self.remove()
             raise
@@ -133,9 +130,10 @@ class AttentionCanonizer(Canonizer):
             self.engine = engine = Engine(root_module, stabilizer=self.stabilizer, unknown=self.unknown)
             modules = list(root_module.named_modules())
             # Of the modules that are there now: what is replaced while the context is open has to be free again too.
-            self._undo.append(lambda: _release(engine, modules))
+            self._undo.append(partial(_release, engine, modules))
+            self._undo.append(engine.veil.close)
             # One step that no thread or interrupt can come between, unlike what a lock would guard.
-            taken = [name for name, module in modules if module.__dict__.setdefault(_ENGINE, engine) is not engine]
+            taken = [name for name, module in modules if module.__dict__.setdefault(ENGINE, engine) is not engine]
             if taken:
                 raise ContextError(
                     f'a context is already open on {type(root_module).__name__} (module {taken[0]!r}), in this thread '
@@ -161,18 +159,14 @@ class AttentionCanonizer(Canonizer):
 
     def _guard(self, root_module):
         for module in root_module.modules():
-            self._set(module, '__reduce_ex__', partial(_refuse_copy, module))
-            self._set(module, '_replicate_for_data_parallel', partial(_refuse_copy, module))
+            refuse, attributes = partial(_refuse_copy, module), module.__dict__
+            own = {'__reduce_ex__': refuse, '_replicate_for_data_parallel': refuse}
             if module is not root_module and type(module) not in IDLE:
-                self._hook(module, _checking(self.engine))
-
-    def _hook(self, module, hook):
-        self._undo.append(lambda: unhook(module, hook))
-        module.register_forward_hook(hook)
-
-    def _set(self, module, name, value):
-        replace_method(module, name, self._undo)
-        module.__dict__[name] = value
+                # Around the call, and not a hook, because the model may look at its hooks.
+                own['_call_impl'] = partial(_checked, self.engine, module, module._call_impl)
+            before = {name: attributes[name] for name in own if name in attributes}
+            self._undo.append(partial(put_back, attributes, own, before))
+            attributes.update(own)
 
     def _find_blocks(self, root_module):
         modules = [module for module in root_module.modules() if not isinstance(module, OperatorModule)]
@@ -186,14 +180,6 @@ class AttentionCanonizer(Canonizer):
             if runs_operators(module) and (self.everywhere or module in inside):
                 for kind, operator_type in OPERATOR_MODULES.items():
                     self.insert(module, f'canonizer_{kind.value}', operator_type())
-                self._hide_operators(module)
-
-    def _hide_operators(self, module):
-        attributes, walks = module.__dict__, ('named_children', 'named_modules')
-        before = {name: attributes[name] for name in walks if name in attributes}
-        functions = {name: partial(_without_operators, self.engine, getattr(module, name)) for name in walks}
-        self._undo.append(partial(_put_back, attributes, walks, before))
-        attributes.update(functions)
 
     def insert(self, module, name, operator_module):
         '''Give a module a child until the canonizer is removed.'''
@@ -203,7 +189,8 @@ class AttentionCanonizer(Canonizer):
         if name in module._modules or name in module.__dict__ or hasattr(type(module), name):
             raise UnsupportedModule(f'{type(module).__name__} already has an attribute {name!r}; rename it')
         operator_module.training = module.training
-        self._undo.append(lambda: module._modules.pop(name, None))
+        self._undo.append(partial(module._modules.pop, name, None))
+        self.engine.veil.add_child(module, name, operator_module)
         module._modules[name] = operator_module
 
     def _replace_softmax(self, root_module):
@@ -213,9 +200,10 @@ class AttentionCanonizer(Canonizer):
                 self.replace_type(module, softmax_type(type(module)))
 
     def replace_type(self, module, cls):
-        '''Give a module another class until the canonizer is removed.'''
+        '''Give a module another class until the canonizer is removed, but while the model's forward runs.'''
         before = type(module)
         self._undo.append(lambda: setattr(module, '__class__', before))
+        self.engine.veil.add_class(module, before, cls)
         module.__class__ = cls
 
     def replace_call(self, module, make):
@@ -226,7 +214,7 @@ class AttentionCanonizer(Canonizer):
 
         def forward(*args, **kwargs):
             return (replacement if engine.running else function)(*args, **kwargs)
-        module.__dict__['forward'] = forward
+        module.__dict__['forward'] = like_method(module, function, forward)
 
     def replace_attribute(self, module, name, value):
         '''Give a module's instance another attribute until the canonizer is removed.'''
@@ -237,31 +225,19 @@ class AttentionCanonizer(Canonizer):
     def _wrap_forward(self, root_module):
         engine = self.engine
         module_hooks = ModuleHooks(engine)
+        engine.before_forwards(module_hooks.update)
         # The call and not only the forward, because hooks of the user on the root may compute something too.
         for name in ('forward', '_call_impl'):
             function = replace_method(root_module, name, self._undo)
-            root_module.__dict__[name] = partial(_run, engine, module_hooks, function)
+            root_module.__dict__[name] = like_method(root_module, function, partial(_run, engine, function))
         # Undone first: it may have replaced the forward of the root in its turn.
         self._undo.append(module_hooks.remove)
-
-
-def _put_back(attributes, names, before):
-    for name in names:
-        attributes.pop(name, None)
-    attributes.update(before)
-
-
-def _without_operators(engine, function, *args, **kwargs):
-    '''Children or modules as the model knows them, where its own code walks over them while it is explained.'''
-    found = function(*args, **kwargs)
-    return ((name, module) for name, module in found if not isinstance(module, OperatorModule) or is_layer(module)) if (
-        engine.running) else found
 
 
 def _release(engine, modules):
     for _, module in modules:
         if engine_of(module) is engine:
-            del module.__dict__[_ENGINE]
+            del module.__dict__[ENGINE]
 
 
 def _refuse_copy(module, *args):
@@ -269,27 +245,23 @@ def _refuse_copy(module, *args):
                        'it; do that outside of the context')
 
 
-def _run(engine, module_hooks, function, *args, **kwargs):
+def _run(engine, function, *args, **kwargs):
     if engine.running or engine.rests:
         return function(*args, **kwargs)
-    module_hooks.update()
-    if not torch.is_grad_enabled():
-        return function(*args, **kwargs)
-    return engine.run(function, args, kwargs)
+    return (engine.run if torch.is_grad_enabled() else engine.predict)(function, args, kwargs)
 
 
-def _checking(engine):
-    def hook(module, args, output):
-        forward = engine.forward
-        # The common case first, as this runs after every module.
-        if forward is not None and isinstance(output, torch.Tensor) and (
-                getattr(output, 'lrp_tag', None) is forward.carrying_tag):
-            return
-        if engine.running and torch._C._is_torch_function_enabled():
-            forward.check_output(module, output)
-        elif not engine.running and not engine.rests and _carries(output):
-            raise ContextError(outside_of_forward(engine.location.name_of(module), type(engine.root).__name__))
-    return hook
+def _checked(engine, module, call, *args, **kwargs):
+    output, forward = call(*args, **kwargs), engine.forward
+    # The common case first, as this runs after every module.
+    if forward is not None and isinstance(output, torch.Tensor) and (
+            getattr(output, 'lrp_tag', None) is forward.carrying_tag):
+        return output
+    if engine.running and torch._C._is_torch_function_enabled():
+        forward.check_output(module, output)
+    elif not engine.running and not engine.rests and _carries(output):
+        raise ContextError(outside_of_forward(engine.location.name_of(module), type(engine.root).__name__))
+    return output
 
 
 def _carries(output):

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..attention.fast_attention import causal_linear_attention
 from ..kernels import delta_rule
-from .multihead import multihead_type
+from .multihead import attend, multihead_type, projections_of
 
 
 class Family:
@@ -76,10 +76,16 @@ class Multihead(Family):
 
     def help(self, canonizer, module):
         '''Give the packed projections of torch's forward children of their own.'''
-        if 'multi_head_attention_forward' in _names(module):
-            canonizer.replace_type(module, multihead_type(type(module)))
-            for name, projection in module.projections().items():
+        if 'multi_head_attention_forward' not in _names(module):
+            return
+        # Another forward, of a class derived from it or of the instance, calls torch's function in its own way.
+        code = getattr(type(module).forward, '__code__', None)
+        if code is not None and 'multi_head_attention_forward' in _all_names(code) and 'forward' not in vars(module):
+            projections = projections_of(module)
+            canonizer.replace_call(module, lambda _: partial(attend, module, projections))
+            for name, projection in projections.items():
                 canonizer.insert(module, name, projection)
+        canonizer.replace_type(module, multihead_type(type(module)))
 
 
 class FastAttention(Family):

@@ -6,19 +6,20 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from zennit.core import Hook
 
 from ..engine.domains import watching
-from ..engine.module_calls import call_module, modifies_parameters, zennit_hooks
+from ..engine.module_calls import call_module, modifies_parameters
+from ..engine.veil import rule_of
 from ..errors import UnsupportedRule
 from ..layers import OperatorModule
+from .methods import like_method
 from .undo import replace_method, undo_all
 
 
 class ModuleHooks:
     '''The modules with a Zennit rule, whose calls the engine takes over.
 
-    Zennit keeps the state of a rule per module. Inside the engine's forward its hooks stand back, and each call runs
+    Zennit keeps the state of a rule per module. Inside the engine's forward its hooks are hidden, and each call runs
     through a copy of the rule.
     '''
     def __init__(self, engine):
@@ -28,12 +29,13 @@ class ModuleHooks:
 
     def update(self):
         '''Take over modules that were given a rule since the last forward.'''
-        for module in self.engine.root.modules():
+        location = self.engine.location
+        for _, module in location.modules:
             self._watch_backward(module)
-            hooks = zennit_hooks(module)
-            if hooks and id(module) not in self.seen:
+        for _, module, hooks in location.ruled:
+            if id(module) not in self.seen:
                 self._stand_back(module)
-                if not isinstance(module, OperatorModule):
+                if not isinstance(module, OperatorModule) and id(module) not in location.veil.layers:
                     self._take_over(module, hooks)
                 self.seen.add(id(module))
 
@@ -51,7 +53,7 @@ class ModuleHooks:
     def _stand_back(self, module):
         for registry in (module._forward_pre_hooks, module._forward_hooks):
             for key, hook in registry.items():
-                if zennit_hook(hook) is not None:
+                if rule_of(hook) is not None and not hasattr(hook, 'zennit_hook'):
                     self._replace(registry, key, hook, _standing_back(self.engine, hook))
 
     def _take_over(self, module, hooks):
@@ -68,7 +70,7 @@ class ModuleHooks:
                     return function(*args, **kwargs)
             with torch._C.DisableTorchFunction():
                 return call_module(engine.forward, module, hooks, function, args, kwargs)
-        module.__dict__['forward'] = forward
+        module.__dict__['forward'] = like_method(module, function, forward)
 
     def remove(self):
         '''Give the modules back to Zennit.'''
@@ -78,12 +80,6 @@ class ModuleHooks:
 def _put_back(registry, key, hook):
     if key in registry:
         registry[key] = hook
-
-
-def zennit_hook(hook):
-    '''Return the Zennit rule that a registered hook belongs to, or None.'''
-    owner = getattr(hook, '__self__', None)
-    return owner if isinstance(owner, Hook) else None
 
 
 def _standing_back(engine, hook):

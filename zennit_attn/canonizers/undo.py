@@ -41,6 +41,13 @@ def replace_method(module, name, undo):
     return function
 
 
+def put_back(attributes, own, before):
+    '''Take out what an instance was given, and put back what it had in its place.'''
+    for name in own:
+        attributes.pop(name, None)
+    attributes.update(before)
+
+
 def restoring(attributes, name, replacement, tensor):
     '''Return a step that puts a tensor back in the place of its replacement.'''
     def restore():
@@ -85,10 +92,3 @@ class Frozen:
             if not holders and id(parameter) in self._holders:
                 parameter.requires_grad_(requires_grad)
                 self._holders.pop(id(parameter))
-
-
-def unhook(module, hook):
-    '''Remove a forward hook, if it is still there.'''
-    for key, registered in list(module._forward_hooks.items()):
-        if registered is hook:
-            del module._forward_hooks[key]

@@ -3,7 +3,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ..attribution import call_model, output_relevance
+from ..attribution import call_model, output_relevance, plain_forward
 from ..canonizers.attention import engine_of
 from ..errors import NoRelevance
 from ..trees import gathered, substitute, tensors_in
@@ -11,7 +11,7 @@ from .ledger import Audit
 from .recorder import recorded
 
 
-def audit(model, composite, input, attr_output=None, embedding=None, select=None):
+def audit(model, composite, input, attr_output=None, embedding=None, select=None, compare=True):
     '''Explain a model and measure where all relevance went.
 
     Parameters
@@ -30,6 +30,9 @@ def audit(model, composite, input, attr_output=None, embedding=None, select=None
         :py:class:`~zennit_attn.attribution.TokenGradient`.
     select: callable, optional
         Takes what the model returns and returns the tensor to explain, e.g. ``lambda output: output.logits``.
+    compare: bool, optional
+        Whether to run the model once more, before the context is opened, and to refuse where it computes something else
+        in the context. Its state and random numbers are given back after it.
 
     Returns
     -------
@@ -38,6 +41,8 @@ def audit(model, composite, input, attr_output=None, embedding=None, select=None
 
     Raises
     ------
+    ChangedForward
+        If the model computes something else in the context than without.
     NoRelevance
         If the input is not floating point.
     TypeError, ValueError
@@ -45,12 +50,15 @@ def audit(model, composite, input, attr_output=None, embedding=None, select=None
     '''
     input = substitute(dict(input) if isinstance(input, Mapping) else input, lambda tensor: tensor.detach().clone())
     sources = [] if embedding is not None else _sources(model, input)
+    plain = plain_forward(model, composite, input, embedding, select) if compare else None
     with composite.context(model), torch.enable_grad(), recorded(model, engine_of(model)) as recorder:
         output, leaves = call_model(model, input, embedding, select)
         if output.ndim == 0:
             raise ValueError('the output is a single number; it needs a first dimension for the samples')
         relevance = output_relevance(output, attr_output)
         found = [recorder.backward(output, leaves or sources, relevance, i) for i in range(len(relevance))]
+    if plain is not None:
+        plain.check(output)
     found = torch.stack(found).cpu() if found else _per_sample(relevance)
     return Audit(_per_sample(relevance), found, recorder.sinks(len(relevance)), recorder.operations(),
                  recorder.functions_accepted)

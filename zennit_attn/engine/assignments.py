@@ -9,11 +9,10 @@ import torch
 from zennit.core import Hook
 
 from ..errors import ContextError, UnsupportedRule
-from ..layers import OperatorModule, is_layer
+from ..layers import OperatorModule
 from ..operators import Kind
 from ..propagation import RULES, taylor
 from .location import Location
-from .module_calls import zennit_hooks
 
 
 class Assignments:
@@ -38,17 +37,18 @@ class Assignments:
         self._replaced = dict(rules or {})
         self._operators: dict[Any, tuple[torch.nn.Module, Hook]] = {}
         self.modules: dict[int, tuple[torch.nn.Module, list[Hook]]] = {}
-        for name, module in location.modules:
-            hooks = zennit_hooks(module)
+        operators = {id(module): key for key, module in location.veil.operators.items()}
+        for name, module, hooks in location.ruled:
             if len(hooks) > 1:
                 raise UnsupportedRule(f'module {name!r} has {len(hooks)} Zennit rules; attach one')
-            if hooks and isinstance(module, OperatorModule):
-                owner = location.root.get_submodule(name.rpartition('.')[0])
-                key = id(module) if is_layer(module) else (id(owner), module.kind)
-                self._operators[key] = (module, hooks[0])
-            elif hooks:
+            if id(module) in location.veil.layers:
+                self._operators[id(module)] = (module, hooks[0])
+            elif isinstance(module, OperatorModule):
+                self._operators[operators[id(module)]] = (module, hooks[0])
+            else:
                 self.modules[id(module)] = (module, hooks)
-        self.kinds = frozenset(module.kind for module, _ in self._operators.values())
+        self.kinds = frozenset(location.veil.layers.get(id(module), module).kind
+                               for module, _ in self._operators.values())
 
     @property
     def any(self) -> bool:
@@ -78,9 +78,10 @@ class Assignments:
     def of_operator(self, kind: Kind) -> tuple[torch.nn.Module | None, Hook | None]:
         '''Return the operator module of the module whose code runs, and the rule that it was given.'''
         module = self._location.running_module()
-        operator_module = module if is_layer(module) else module._modules.get(f'canonizer_{kind.value}')
-        key = id(module) if is_layer(module) else (id(module), kind)
-        return self._operators.get(key, (operator_module, None))
+        veil, key = self._location.veil, (id(module), kind)
+        if id(module) in veil.layers:
+            return self._operators.get(id(module), (module, None))
+        return self._operators.get(key, (veil.operators.get(key), None))
 
     def default(self, kind: Kind) -> Callable:
         '''Return the rule of an operator to which the composite gave none.'''

@@ -16,16 +16,36 @@ class Location:
     ----------
     root: :py:class:`torch.nn.Module`
         The model.
+    veil: :py:class:`~zennit_attn.engine.veil.Veil`
+        Knows the modules that a context has given to it.
+
+    Attributes
+    ----------
+    modules: list of tuple
+        Names and modules: those of the model, then those that were given to it.
+    names: dict
+        Names by the ``id`` of the module.
+    ruled: list of tuple
+        Names, modules and Zennit rules of the modules that have some.
     '''
-    def __init__(self, root):
+    def __init__(self, root, veil):
         self.root = root
+        self.veil = veil
         self.modules = []
         self.names = {}
+        self.ruled = []
 
     def survey(self):
-        '''Look up the modules and what they are called.'''
+        '''Look up the modules, what they are called, and their rules; behind the veil.'''
         self.modules = list(self.root.named_modules())
         self.names = {id(module): name for name, module in self.modules}
+        for owner, name, module in self.veil.inserted:
+            parent = self.names.get(id(owner))
+            if parent is not None and id(module) not in self.names:
+                self.names[id(module)] = f'{parent}.{name}' if parent else name
+                self.modules.append((self.names[id(module)], module))
+        found = ((name, module, self.veil.rules_of(module)) for name, module in self.modules)
+        self.ruled = [each for each in found if each[2]]
 
     def name_of(self, module):
         '''Return the dotted name of a module of the model.'''

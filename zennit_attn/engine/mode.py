@@ -1,6 +1,6 @@
 '''The engine: watches every torch function called below a module's forward and routes it through its rule.'''
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -28,6 +28,7 @@ from .module_calls import apply_to_operator
 from .origins import shifts
 from .saved import without_recomputation
 from .tags import origin_of, tag_of
+from .veil import Veil
 
 #: Functions by which code says that a tensor requires a gradient.
 _SWITCHES = frozenset((torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__))
@@ -46,9 +47,13 @@ class Engine(TorchFunctionMode):
         Stabilization where a tensor of the gradient domain enters the relevance domain.
     unknown: {'raise', 'gradient'}, optional
         What to do with a function that the table does not know: refuse it, or accept autograd.
+    veil: :py:class:`~zennit_attn.engine.veil.Veil`, optional
+        That of the context which the module is a part of. Default is a new one.
 
     Attributes
     ----------
+    veil: :py:class:`~zennit_attn.engine.veil.Veil`
+        Knows what the context has added to the model, and hides it while the model runs.
     location: :py:class:`~zennit_attn.engine.location.Location`
         Knows the modules of the model, and which of them runs.
     passes: :py:class:`~zennit_attn.engine.domains.BackwardPasses`
@@ -58,16 +63,18 @@ class Engine(TorchFunctionMode):
     observer: :py:class:`~zennit_attn.observer.Observer` or None
         Who watches, while :py:meth:`observed_by` is entered.
     '''
-    def __init__(self, root, stabilizer=1e-9, unknown='raise'):
+    def __init__(self, root, stabilizer=1e-9, unknown='raise', veil=None):
         super().__init__()
         self.root = root
         self.stabilizer = Stabilizer.ensure(stabilizer)
         self.unknown = unknown
-        self.location = Location(root)
+        self.veil = Veil() if veil is None else veil
+        self.location = Location(root, self.veil)
         self.passes = BackwardPasses()
         self.families = frozenset()
         self.forward = None
         self.observer = None
+        self._take_over = None
         self._source = None
         self._select = None
         self._rests = 0
@@ -102,13 +109,19 @@ class Engine(TorchFunctionMode):
             self._select = None
 
     @contextmanager
-    def resting(self):
-        '''Let modules that the engine has taken over run as they are, e.g. in the backward pass of their rule.'''
+    def resting(self, module):
+        '''Let a module that the engine has taken over run as it is, in the backward pass of its rule.'''
         self._rests += 1
         try:
-            yield
+            # Hiding takes longer than a small layer, and layers of torch look at nothing.
+            with self.veil.drawn(lambda: [module]) if _may_look(module) else nullcontext():
+                yield
         finally:
             self._rests -= 1
+
+    def before_forwards(self, take_over):
+        '''Call a function before every forward, to take over modules that were given a rule since the last one.'''
+        self._take_over = take_over
 
     def join(self, families):
         '''Note that families of blocks are helped with.'''
@@ -148,7 +161,21 @@ class Engine(TorchFunctionMode):
             What `function` returns.
         '''
         self._check_transforms()
+        with self.veil.drawn(self._survey):
+            return self._run(function, args, kwargs, rules)
+
+    def predict(self, function, args, kwargs):
+        '''Run the root's forward without gradients, as it runs without a context.'''
+        with self.veil.drawn(self._survey):
+            return function(*args, **kwargs)
+
+    def _survey(self):
         self.location.survey()
+        if self._take_over is not None:
+            self._take_over()
+        return [module for _, module, _ in self.location.ruled]
+
+    def _run(self, function, args, kwargs, rules):
         self._check_modules()
         forward = Forward(self, rules)
         forward.assignments.check_active()
@@ -369,3 +396,8 @@ class Engine(TorchFunctionMode):
         if not carried and torch._C._functorch.peek_interpreter_stack() is None:
             self.forward.mark_constant(tensor)
         return output
+
+
+def _may_look(module):
+    '''Whether a module has code of its own, or parts that may have, which could look at what a context has added.'''
+    return bool(module._modules) or not type(module).__module__.startswith(('torch.nn.', 'zennit_attn.layers'))

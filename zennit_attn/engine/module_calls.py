@@ -5,11 +5,11 @@ from copy import copy
 
 import torch
 from torch.autograd.function import Function
-from zennit.core import BasicHook, Hook
+from zennit.core import BasicHook
 from zennit.rules import NoMod, Pass
 
 from ..errors import ContextError, UnsupportedRule
-from ..layers import OPERATOR_MODULES, is_layer, weights_of
+from ..layers import OPERATOR_MODULES, weights_of
 from ..propagation.contraction import with_one_weight
 from ..trees import address, rebuilt, tensors_in, tensors_of
 from . import messages
@@ -76,7 +76,7 @@ class HookedCall:
             raise ContextError(f'the input of the model, which module {name!r} has used, was written to between '
                                'forward and backward; write to a clone of it')
         check_parameters(self.module, self.addresses, name, self.source)
-        with self.engine.resting(), self.autocast:
+        with self.engine.resting(self.module), self.autocast:
             return self._backward(relevance)
 
     def _backward(self, relevance):
@@ -159,7 +159,7 @@ def apply_to_operator(forward, call, module, hook):
         return _refuse_in_backward(call, name, hook)
     if modifies_parameters(hook) and len(weights_of(call)) > 1:
         call = _with_one_weight(call, name, hook)
-    bound = type(module).bind(call) if not is_layer(module) else OPERATOR_MODULES[module.kind].bind(call)
+    bound = OPERATOR_MODULES[call.operator.kind].bind(call)
     return call.write_back(apply_rule(forward, bound, bound.forward, hook, tuple(call.operands), {}, name))
 
 
@@ -191,8 +191,10 @@ def check_parameters(module, expected, name, hook):
 
 def addresses(module):
     '''Where the parameters of a module are, by which a rule knows that they are the same.'''
-    # The attribute, because Zennit 1.0 hides a parameter behind one when it merges batch norms.
-    return [address(getattr(owner, name)) for owner in module.modules()
+    # The attribute, because Zennit 1.0 hides a parameter behind one when it merges batch norms. Projections that a
+    # context has given to a module share the memory of its own parameters, and are hidden in the forward.
+    return [address(getattr(owner, name)) for path, owner in module.named_modules()
+            if not path.rpartition('.')[2].startswith('canonizer_')
             for name, parameter in owner._parameters.items() if parameter is not None]
 
 
@@ -214,16 +216,6 @@ def check_active(hook):
     if not hook.active:
         raise ContextError(f'rule {type(hook).__name__} is inactive in the backward pass: '
                            'composite.inactive() does not work with AttentionCanonizer')
-
-
-def zennit_hooks(module):
-    '''Return the Zennit rules registered on a module.'''
-    hooks = []
-    for hook in module._forward_hooks.values():
-        owner = getattr(hook, '__self__', None) or getattr(hook, 'zennit_hook', None)
-        if isinstance(owner, Hook) and owner not in hooks:
-            hooks.append(owner)
-    return hooks
 
 
 def to_positional(module, args, kwargs):

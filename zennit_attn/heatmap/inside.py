@@ -6,14 +6,15 @@ from difflib import get_close_matches
 
 import torch
 
-from ..attribution import call_model, output_relevance
+from ..attribution import call_model, output_relevance, plain_forward
 from ..canonizers.attention import engine_of
 from ..engine import twin_of
 from ..observer import Observer, OperatorObserver
 from ..trees import rebuilt, tensors_of
 
 
-def relevance_at(model, composite, input, modules, attr_output=None, at='output', embedding=None, select=None):
+def relevance_at(model, composite, input, modules, attr_output=None, at='output', embedding=None, select=None,
+                 compare=True):
     '''Explain a model and return the relevance that arrives inside of it.
 
     Parameters
@@ -32,7 +33,7 @@ def relevance_at(model, composite, input, modules, attr_output=None, at='output'
         ``'output'`` is what arrives at the tensor that a module returns, ``'input'`` what a module passes on to the
         tensor that it takes. The name of a function as in the operator table of an audit, such as ``'matmul'`` or
         ``'scaled_dot_product_attention'``, is what arrives at what it returns in the modules' own code.
-    embedding, select: optional
+    embedding, select, compare: optional
         As for :py:func:`~zennit_attn.conservation.audit`.
 
     Returns
@@ -43,15 +44,20 @@ def relevance_at(model, composite, input, modules, attr_output=None, at='output'
 
     Raises
     ------
+    ChangedForward
+        If the model computes something else in the context than without.
     ValueError
         If no module has such a name, or there is not one tensor that carries relevance.
     '''
     input = rebuilt(input, lambda tensor: tensor.detach().clone())
     patterns = [modules] if isinstance(modules, str) else list(modules)
     names = {pattern: _matching(model, pattern) for pattern in patterns}
+    plain = plain_forward(model, composite, input, embedding, select) if compare else None
     with composite.context(model), torch.enable_grad(), _watching(
             model, engine_of(model), set().union(*names.values()), at) as watch:
-        _explain(model, input, attr_output, embedding, select)
+        output = _explain(model, input, attr_output, embedding, select)
+    if plain is not None:
+        plain.check(output)
     for pattern, matches in names.items():
         if not any(slot.name in matches for slot in watch.slots):
             raise ValueError(f'No relevance passes the {at} of {pattern!r}: it did not run, is viewed as a constant, '
@@ -75,6 +81,7 @@ def _explain(model, input, attr_output, embedding, select):
         tensor.requires_grad_() for tensor in tensors_of(input) if tensor.is_floating_point()]
     output, leaves = call_model(model, input, embedding, select)
     torch.autograd.grad(output, leaves or sources, output_relevance(output, attr_output), allow_unused=True)
+    return output
 
 
 class _Slot:
