@@ -82,15 +82,15 @@ def call_model(model, input, embedding=None, select=None):
     '''
     kwargs = dict(input) if isinstance(input, Mapping) else {}
     args = () if isinstance(input, Mapping) else input if isinstance(input, tuple) else (input,)
-    if embedding is None:
-        output, leaves = model(*args, **kwargs), []
-    else:
-        with explained_output(model, embedding) as leaves:
-            output = model(*args, **kwargs)
-        if len(leaves) != 1:
-            raise NoRelevance(f'the embedding ({type(embedding).__name__}) was called {len(leaves)} times in a forward '
-                              'of the model; relevance can be explained from a module that is called once')
-    output = output if select is None else select(output)
+    engine = engine_of(model)
+    # Inside of the forward, where what is computed of the output is explained too.
+    inside = nullcontext() if engine is None else engine.selecting(select)
+    with inside, nullcontext([]) if embedding is None else explained_output(model, embedding) as leaves:
+        output = model(*args, **kwargs)
+    if embedding is not None and len(leaves) != 1:
+        raise NoRelevance(f'the embedding ({type(embedding).__name__}) was called {len(leaves)} times in a forward '
+                          'of the model; relevance can be explained from a module that is called once')
+    output = select(output) if engine is None and select is not None else output
     if not isinstance(output, torch.Tensor):
         raise TypeError(f'{type(model).__name__} returns {type(output).__name__}, not a tensor; pass select, e.g. '
                         'select=lambda output: output.logits, or wrap the model in a module that returns the tensor')

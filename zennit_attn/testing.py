@@ -6,7 +6,8 @@ from .composites import CPLRP
 from .conservation import audit
 
 
-def check_explanation(model, input, composite=None, attr_output=None, tolerance=1e-9, embedding=None, select=None):
+def check_explanation(model, input, composite=None, attr_output=None, tolerance=1e-9, embedding=None, select=None,
+                      min_share=0.):
     '''Check that a model's forward is unchanged inside a context, that its ledger closes, and that it is restored.
 
     Parameters
@@ -23,6 +24,9 @@ def check_explanation(model, input, composite=None, attr_output=None, tolerance=
         Largest share of the output's relevance that may be unaccounted; 1e-6 where a model computes in float32.
     embedding, select: optional
         As for :py:func:`~zennit_attn.conservation.audit`.
+    min_share: float, optional
+        The share of the output's relevance that has to reach the input, in every sample. A ledger closes also where
+        nothing does.
 
     Returns
     -------
@@ -49,6 +53,8 @@ def check_explanation(model, input, composite=None, attr_output=None, tolerance=
     torch.testing.assert_close(seen[0], before, rtol=exact, atol=exact * float(before.abs().max()))
     closed = (ledger.unaccounted.abs() <= tolerance * ledger.output.abs()).all()
     assert closed, f'the ledger does not close:\n{ledger}'
+    reached = (ledger.share.abs() >= min_share).all()
+    assert reached, f'less than {min_share:.0%} of the relevance reaches the input:\n{ledger}'
     return ledger
 
 

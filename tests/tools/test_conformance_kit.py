@@ -60,3 +60,34 @@ def test_what_is_left_behind_is_shown(model, x):
 
     with pytest.raises(AssertionError, match="module 'fc'"):
         check_explanation(model, x, Careless())
+
+
+class Drain(nn.Module):
+    '''Nearly all that the output has is a constant.'''
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.first(x) * 1e-4 + 3.)
+
+
+def test_drained_is_said():
+    torch.manual_seed(0)
+    model, input = Drain().double().eval(), torch.randn(2, 4, dtype=torch.float64)
+    ledger = check_explanation(model, input)
+    assert (ledger.share.abs() < .01).all()
+    first, *rest = str(ledger).splitlines()
+    assert first.startswith('Little reaches the input')
+    assert 'constant 3.0 (add of Drain)' in first
+    assert rest[-1].strip().startswith('unaccounted')
+    with pytest.raises(AssertionError, match='less than 10% of the relevance reaches the input'):
+        check_explanation(model, input, min_share=.1)
+
+
+def test_nothing_is_said_of_a_map_that_is_there():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False)).double()
+    ledger = check_explanation(model, torch.randn(2, 4, dtype=torch.float64), min_share=.9)
+    assert ledger.drained() is None
+    assert 'Little' not in str(ledger)

@@ -5,7 +5,7 @@ from torch import nn
 from zennit.attribution import Gradient
 from zennit.composites import EpsilonPlus
 
-from helpers import assert_closed
+from helpers import assert_closed, one_hot, relative
 from zennit_attn.attention import PerformerLM
 from zennit_attn.attribution import TokenGradient
 from zennit_attn.canonizers import AttentionCanonizer
@@ -176,3 +176,29 @@ def test_several_inputs_are_one_ledger(make):
     torch.testing.assert_close(ledger.input, sum(part.flatten(1).sum(1) for part in parts))
     assert_closed(ledger)
     assert all((part != 0).any() for part in parts)
+
+
+@pytest.mark.parametrize('composite', [CPLRP, AttnLRP])
+@pytest.mark.parametrize('select', [
+    lambda output: output.mean(1), lambda output: output[:, -1, :3] - output[:, -1, 3:6],
+    lambda output: 10 * output[:, -1], lambda output: nn.functional.gelu(output[:, 0]) + .5,
+], ids=['pooling', 'difference', 'scaling', 'activation'])
+def test_select_that_computes_is_a_part_of_the_model(select, composite):
+    class Inside(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids):
+            return select(self.model(ids))
+    torch.manual_seed(0)
+    embed = nn.Embedding(9, 8)
+    model = nn.Sequential(embed, nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)).double().eval()
+    ids = torch.randint(9, (2, 5))
+    with TokenGradient(model, embed, composite(), select=select) as attributor:
+        output, relevance = attributor(ids, one_hot)
+    with TokenGradient(Inside(model), embed, composite()) as attributor:
+        expected, twin = attributor(ids, one_hot)
+    assert relative(output.detach(), expected.detach()) <= 1e-12
+    assert relative(relevance, twin) <= 1e-9
+    assert_closed(audit(model, composite(), ids, one_hot, embedding=embed, select=select))

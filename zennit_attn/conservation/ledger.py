@@ -3,6 +3,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+#: The share of relevance that has to reach the input, or the ledger says where it went.
+DRAINED = .05
+
 
 @dataclass
 class Sink:
@@ -46,7 +49,7 @@ class Audit:
     Attributes
     ----------
     output: :py:class:`torch.Tensor`
-        Relevance that entered at the output, of shape [batch].
+        Relevance that entered at the output, of shape [batch], in double precision on the CPU, as all of the ledger.
     input: :py:class:`torch.Tensor`
         Relevance found at the input, of shape [batch].
     sinks: list of :py:class:`Sink`
@@ -68,7 +71,40 @@ class Audit:
         ''':py:class:`torch.Tensor` of shape [batch]: what is left of the output's relevance after input and sinks.'''
         return self.output - self.input - sum(sink.relevance for sink in self.sinks)
 
+    @property
+    def share(self):
+        ''':py:class:`torch.Tensor` of shape [batch]: the share of the output's relevance that is found at the input.'''
+        return self.input / self.output
+
+    def drained(self, least=DRAINED):
+        '''Say where relevance went if little of it reaches the input, in which case a closed ledger says little.
+
+        Parameters
+        ----------
+        least: float, optional
+            The share that has to reach the input for nothing to be said.
+
+        Returns
+        -------
+        str or None
+        '''
+        shares = self.share.abs()
+        if not len(shares) or not (shares < least).any():
+            return None
+        sample = int(shares.nan_to_num(torch.inf).argmin())
+        largest = sorted(self.sinks, key=lambda sink: -sink.relevance[sample].abs())[:3]
+        words = ', '.join(f'{float(sink.relevance[sample] / self.output[sample]):.0%} at {sink.kind} {sink.name} '
+                          f'({sink.operator} of {sink.module or "the model"})'.replace('  ', ' ') for sink in largest)
+        return (f'Little reaches the input: {float(self.share[sample]):.1%} of the relevance of sample {sample}. '
+                f'Most is at: {words}.\nA map of so little may show rounding more than reasons. Look at these sinks '
+                'first: a constant that is added where an activation is meant, or a gate that is none; compare '
+                'composites, or give these operators another rule (docs/how-to/audit.md).')
+
     def __str__(self):
+        note = self.drained()
+        return self._table() if note is None else f'{note}\n\n{self._table()}'
+
+    def _table(self):
         rows = [('', 'output', '', self.output), ('', 'input', '', self.input)]
         rows += [(sink.module, sink.operator, f'{sink.kind}: {sink.name}' if sink.name else sink.kind, sink.relevance)
                  for sink in self.sinks]

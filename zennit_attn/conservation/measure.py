@@ -51,7 +51,7 @@ def audit(model, composite, input, attr_output=None, embedding=None, select=None
             raise ValueError('the output is a single number; it needs a first dimension for the samples')
         relevance = output_relevance(output, attr_output)
         found = [recorder.backward(output, leaves or sources, relevance, i) for i in range(len(relevance))]
-    found = torch.stack(found) if found else _per_sample(relevance)
+    found = torch.stack(found).cpu() if found else _per_sample(relevance)
     return Audit(_per_sample(relevance), found, recorder.sinks(len(relevance)), recorder.operations(),
                  recorder.functions_accepted)
 
@@ -67,4 +67,5 @@ def _sources(model, input):
 
 
 def _per_sample(relevance):
-    return relevance.detach().double().flatten(1).sum(1) if relevance.ndim > 1 else relevance.detach().double()
+    relevance = relevance.detach().double()
+    return (relevance.flatten(1).sum(1) if relevance.ndim > 1 else relevance).cpu()

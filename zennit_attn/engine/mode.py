@@ -60,6 +60,7 @@ class Engine(TorchFunctionMode):
         self.forward = None
         self.observer = None
         self._source = None
+        self._select = None
         self._rests = 0
 
     # ---- what others may set, for a while ----------------------------------------------------------------------------
@@ -81,6 +82,15 @@ class Engine(TorchFunctionMode):
             yield
         finally:
             self._source = None
+
+    @contextmanager
+    def selecting(self, select):
+        '''Explain a function of what the root returns, which runs as a part of its forward.'''
+        self._select = select
+        try:
+            yield
+        finally:
+            self._select = None
 
     @contextmanager
     def resting(self):
@@ -140,6 +150,7 @@ class Engine(TorchFunctionMode):
         try:
             with self._running(forward), disable_saved_tensors_hooks(messages.CHECKPOINTING), self:
                 output = function(*args, **kwargs)
+                output = output if self._select is None else self._select(output)
             return forward.leave(output)
         finally:
             arguments.leave(forward.give_back)

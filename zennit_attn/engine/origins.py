@@ -51,7 +51,7 @@ def follow(call: Call, origins: list[Origin | None]) -> Origin | None:
     if len(origins) != 1:
         return _of_several(call, origins)
     origin = origins[0]
-    if operator.pairwise and _is_number(_other(call)):
+    if operator.pairwise and _is_number(_other(call), origin):
         return _shifted(call, origin)
     if origin is None:
         return None
@@ -92,12 +92,14 @@ def _other(call):
     return call.args[1] if call.carries(call.args[0]) else call.args[0]
 
 
-def _is_number(value: Any) -> bool:
-    '''Whether a summand is one number, however it is written.'''
+def _is_number(value: Any, origin: Origin | None) -> bool:
+    '''Whether a summand is one number, however it is written: beside an activation also as a tensor of equal ones.'''
     if not isinstance(value, torch.Tensor):
         return isinstance(value, Real)
-    return value.numel() == 1 or (value.numel() > 0 and not isinstance(value, torch.nn.Parameter) and bool(
-        (value == value.reshape(-1)[0]).all()))
+    if value.numel() == 1:
+        return True
+    learned = isinstance(value, torch.nn.Parameter) or origin is None or origin.activation is None
+    return not learned and value.numel() > 0 and bool((value == value.reshape(-1)[0]).all())
 
 
 def _at_zero(call: Call, zero: float) -> float:
