@@ -47,7 +47,8 @@ def follow(call: Call, origins: list[Origin | None]) -> Origin | None:
     if kind is Kind.ACTIVATION or (call.rule is not None and call.rule.name == 'Identity'):
         return Origin(operator, _at_zero(call, origins[0].zero) if origins[0] is not None else 0.)
     if operator.steered or operator.lends:
-        origins = _but_for(call, origins, (*operator.steered, *operator.lends))
+        origins = [origin for operand, origin in zip(call.operands, origins, strict=True)
+                   if any(operand is other for other in _leading(call))]
     if len(origins) != 1:
         return _of_several(call, origins)
     origin = origins[0]
@@ -64,12 +65,13 @@ def follow(call: Call, origins: list[Origin | None]) -> Origin | None:
     return origin if kind is Kind.ADD and origin.is_gate and origin.zero != 0. else None
 
 
-def _but_for(call, origins, positions):
-    '''The origins of the operands that are more than a denominator, or a shape.'''
-    arguments = [arg for position, arg in enumerate(call.args) if position not in positions]
-    others = tensors_in(*arguments)
-    return [origin for operand, origin in zip(call.operands, origins, strict=True)
-            if any(operand is tensor for tensor in others)]
+def _leading(call):
+    '''The operands that are more than a denominator, or a shape.'''
+    following = (*call.operator.steered, *call.operator.lends)
+    if not following:
+        return call.operands
+    arguments = [arg for position, arg in enumerate(call.args) if position not in following]
+    return [tensor for tensor in tensors_in(*arguments) if call.carries(tensor)]
 
 
 def _of_several(call, origins):
@@ -110,8 +112,9 @@ def _at_zero(call: Call, *zeros: float) -> float:
     '''What a function of each element makes of a number for all operands, or one for each; 1 where it cannot be told.'''
     if zeros == (0.,) and call.operator.kind is Kind.ACTIVATION:
         return 0.
-    numbers = torch.tensor([zeros if len(zeros) > 1 else zeros * len(call.operands)], dtype=torch.float64).T
-    by_operand = {id(operand): number for operand, number in zip(call.operands, numbers, strict=True)}
+    operands = _leading(call)
+    numbers = torch.tensor([zeros if len(zeros) > 1 else zeros * len(operands)], dtype=torch.float64).T
+    by_operand = {id(operand): number for operand, number in zip(operands, numbers, strict=True)}
 
     def at(tensor):
         number = by_operand.get(id(tensor))

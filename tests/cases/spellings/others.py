@@ -81,7 +81,6 @@ GROUPS = (
             'linear attention of softmaxes': {'map first': 'AttnLRP', 'einsum': 'AttnLRP'},
             'soft mixture': {'weights first': 'AttnLRP'},
             'delta rule': {'transition': 'AttnLRP', 'kernel': 'AttnLRP'},
-            'linear attention of relus, as a graph of ATen': {'einsum': CONSERVING},
         }),
     Group('A variance', '''
         Meant is `var` or `std`, which are gates, as in a normalization. A mean of squares carries relevance where it is a
@@ -113,3 +112,35 @@ GROUPS = (
             'hard sigmoid gate': {'functional': EXPANDED, 'module': EXPANDED},
         }),
 )
+
+
+#: Why the map of each spelling differs, by function, spelling and composite.
+OTHER_MAPS = {(function, spelling, composite): group.title for group in GROUPS
+              for function, spellings in group.spellings.items()
+              for spelling, composites in spellings.items() for composite in composites.split()}
+
+#: Graphs of ATen whose map is not that of the code that they were made of: they have other operators, which are spellings.
+OTHER_GRAPHS = {
+    (function, spelling, composite): why for why, functions in {
+        'softsign is a quotient there': {
+            'softsign': {'functional': EXPANDED, 'module': EXPANDED},
+            'softsign gate': {'functional': ALL, 'module': ALL}},
+        'an einsum of three is two products there': {
+            'linear attention of relus': {'einsum': CONSERVING},
+            'linear attention of softmaxes': {'einsum': 'AttnLRP'}},
+        'the fused kernel is written out there': {'delta rule': {'kernel': 'AttnLRP'}},
+    }.items() for function, spellings in functions.items()
+    for spelling, composites in spellings.items() for composite in composites.split()}
+
+#: Graphs of ATen that are refused, with words of the error; ``torch.export`` keeps these functions whole.
+REFUSED_GRAPHS = {
+    **dict.fromkeys([
+        ('layer norm', 'module'), ('layer norm', 'functional'), ('layer norm', 'keywords'),
+        ('layer norm', 'affine by hand'), ('group norm', 'layer norm of groups')], 'native_layer_norm'),
+    **dict.fromkeys([('layer norm', 'group norm'), ('group norm', 'module'), ('group norm', 'functional'),
+                     ('instance norm', 'group norm')], 'native_group_norm'),
+    **dict.fromkeys([('batch norm', 'module'), ('batch norm', 'functional'), ('instance norm', 'module'),
+                     ('instance norm', 'functional')], 'native_batch_norm'),
+}
+#: Graphs of ATen that write in place to what a backward pass needs: torch itself refuses their gradient.
+WITHOUT_GRADIENT = {('causal linear attention', 'kernel'), ('GRU', 'module'), ('GRU', 'cell')}
