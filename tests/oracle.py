@@ -431,8 +431,12 @@ class Replica:
     def at(self, node, number):
         '''What ``node`` makes of a number in the place of its carrying operands, if of each another by operand.'''
         numbers = number if isinstance(number, dict) else dict.fromkeys(node.all_input_nodes, number)
-        args, kwargs = self.fetch(node, lambda arg, value: (
-            torch.tensor([numbers[arg]], dtype=torch.float64) if arg in self.carrying else value.reshape(-1)[:1].double() if torch.is_tensor(value) else value))
+
+        def at(arg, value):
+            if arg in self.carrying:
+                return torch.tensor([numbers[arg]], dtype=torch.float64)
+            return value.reshape(-1)[:1].double() if torch.is_tensor(value) else value
+        args, kwargs = self.fetch(node, at)
         return float(self.call(node.target, args, kwargs).reshape(-1)[0])
 
     def is_one_number(self, arg):

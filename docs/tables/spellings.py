@@ -2,6 +2,7 @@
 
 ``python docs/tables/spellings.py`` takes seconds.
 '''
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -21,27 +22,27 @@ INTRODUCTION = f'''# Spellings
 <!-- written by docs/tables/spellings.py -->
 
 A ledger that closes is not enough: two spellings of one function have to get one map. In `tests/cases/spellings` are
-{len(SPELLINGS)} functions in {sum(map(len, SPELLINGS.values()))} spellings: as functions, methods and modules, in place,
-with `einsum`, by hand, with keywords, out of order. Each runs between linear layers, beside a residual. Under `CPLRP`,
-`AttnLRP` and `AttnTaylor` their outputs are equal, their ledgers close, and so do their maps equal each other, but for the
-spellings below. A test holds them to it: one that stops being different has to leave this page.
+{len(SPELLINGS)} functions in {sum(map(len, SPELLINGS.values()))} spellings: as functions, methods and modules, in
+place, with `einsum`, by hand, with keywords, out of order. Each runs between linear layers, beside a residual. Under
+`CPLRP`, `AttnLRP` and `AttnTaylor` outputs and maps are equal and ledgers close, but for the maps of the spellings below.
+A test holds them to it: one that stops being different has to leave this page.
 
-What is [a gate](gates.md) is decided at the product, by what a factor is at zero, and not by the name of a function. What is
-below is what this does not reach, or where two spellings are not one decision. A number is the largest difference of
-two maps, in units of the largest element of the one that is meant.
+What is [a gate](gates.md) is decided at the product, by what a factor is at zero, and not by the name of a function.
+Below is what this does not reach, and where two spellings are two decisions. A number is the largest difference of two
+maps, in units of the largest element of the one that is meant.
 
 `python docs/tables/spellings.py` wrote this page, with torch {torch.__version__.partition('+')[0]}.
 '''
 GRAPHS = '''## Graphs of ATen
 
-Models that `torch.export` or `make_fx` has taken apart are explained as they stand: their operators are those of ATen, and
-the maps are those of the code that they were made of. Exceptions are functions that fall apart into one of the spellings
-above.
+Models that `torch.export` or `make_fx` has taken apart are explained as they stand: their operators are those of ATen,
+and the maps are those of the code that they were made of. Exceptions are functions that fall apart into one of the
+spellings above.
 
 {exceptions}
 
-`make_fx` takes normalizations to operators that also return their statistics, which are refused. `torch.export` keeps them
-whole; where a graph has to be taken apart further, leave normalizations out of the table of decompositions.
+`make_fx` takes normalizations to operators that also return their statistics, which are refused. `torch.export` keeps
+them whole.
 '''
 
 
@@ -64,7 +65,8 @@ def table(group):
 
 def section(group):
     '''The text and the table of a group.'''
-    why = textwrap.fill(' '.join(group.why.split()), 120, break_on_hyphens=False)
+    words = re.sub('`[^`]*`', lambda code: code[0].replace(' ', '\0'), ' '.join(group.why.split()))
+    why = textwrap.fill(words, 120, break_on_hyphens=False).replace('\0', ' ')
     return '\n'.join([f'## {group.title}\n\n{why}\n', *table(group), ''])
 
 

@@ -1,4 +1,6 @@
 '''Models as graphs of ATen operators, as they come from exporters and compilers.'''
+import warnings
+
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -37,4 +39,6 @@ def traced(model, input):
 
 def exported(model, input):
     '''The module of ``torch.export``.'''
-    return torch.export.export(model, (input.clone(),)).module()
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='The tensor attributes')  # of recurrent layers, which it sets again
+        return torch.export.export(model, (input.clone(),)).module()

@@ -109,7 +109,7 @@ def _is_number(value: Any, origin: Origin | None) -> bool:
 
 
 def _at_zero(call: Call, *zeros: float) -> float:
-    '''What a function of each element makes of a number for all operands, or one for each; 1 where it cannot be told.'''
+    '''What a function of each element makes of a number, or one for each operand; 1 where that cannot be told.'''
     if zeros == (0.,) and call.operator.kind is Kind.ACTIVATION:
         return 0.
     operands = _leading(call)

@@ -39,8 +39,8 @@ WORDS = {
         take_along_dim tensor_split tile to transpose transpose_copy tril triu type unbind unbind_copy
         unflatten unfold_copy unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze unsqueeze_copy view
         view_as_complex view_as_real view_copy vsplit ifftshift fftshift combinations
-        view_as_complex_copy view_as_real_copy unsafe_view alias lift_fresh_copy to_copy slice ipu mtia xpu autocast_to_full_precision
-        autocast_to_reduced_precision
+        view_as_complex_copy view_as_real_copy unsafe_view alias lift_fresh_copy to_copy slice ipu mtia
+        xpu autocast_to_full_precision autocast_to_reduced_precision
         ''',
     Kind.SELECT: '''
         adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d adaptive_max_pool1d_with_indices

@@ -118,6 +118,8 @@ def _expanded(call):
                 for tensor in call.operands}
     if call.record is not None and not _has_formula(call):
         operands = call.record.expand(operands)
+    if call.inplace:  # what it held is needed in the backward pass, also where it is a constant
+        operands.setdefault(id(call.args[0]), call.args[0].clone())
     args, call.kwargs = substitute((call.args, call.kwargs), lambda tensor: operands.get(id(tensor), tensor))
     return call.write_back(call.run_out_of_place(args)) if call.inplace else call.run(args)
 
