@@ -24,8 +24,8 @@ INTRODUCTION = f'''# Spellings
 A ledger that closes is not enough: two spellings of one function have to get one map. In `tests/cases/spellings` are
 {len(SPELLINGS)} functions in {sum(map(len, SPELLINGS.values()))} spellings: as functions, methods and modules, in
 place, with `einsum`, by hand, with keywords, out of order. Each runs between linear layers, beside a residual. Under
-`CPLRP`, `AttnLRP` and `AttnTaylor` outputs and maps are equal and ledgers close, but for the maps of the spellings below.
-A test holds them to it: one that stops being different has to leave this page.
+`CPLRP`, `AttnLRP` and `AttnTaylor` outputs and maps are equal and ledgers close, but for the maps of the spellings
+below. A test holds them to it: one that stops being different has to leave this page.
 
 What is [a gate](gates.md) is decided at the product, by what a factor is at zero, and not by the name of a function.
 Below is what this does not reach, and where two spellings are two decisions. A number is the largest difference of two

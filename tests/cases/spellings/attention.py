@@ -59,7 +59,8 @@ def one_matrix(m, x):
 
 
 def head_by_head(m, x):
-    parts = [(q @ k.mT / 2).softmax(-1) @ v for q, k, v in zip(*(t.chunk(HEADS, -1) for t in (m.q(x), m.k(x), m.v(x))), strict=True)]
+    heads = zip(*(t.chunk(HEADS, -1) for t in (m.q(x), m.k(x), m.v(x))), strict=True)
+    parts = [(q @ k.mT / 2).softmax(-1) @ v for q, k, v in heads]
     return m.o(torch.cat(parts, -1))
 
 

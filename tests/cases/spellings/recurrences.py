@@ -204,7 +204,8 @@ def lstm_by_hand(m, x, h, c):
 def lstm_gate_by_gate(m, x, h, c):
     cell = m.lstm_cell
     parts = [F.linear(x, w, b) + F.linear(h, u, d) for w, b, u, d in zip(
-        cell.weight_ih.split(12), cell.bias_ih.split(12), cell.weight_hh.split(12), cell.bias_hh.split(12), strict=True)]
+        cell.weight_ih.split(12), cell.bias_ih.split(12), cell.weight_hh.split(12), cell.bias_hh.split(12),
+        strict=True)]
     c = torch.addcmul(torch.sigmoid(parts[1]) * c, torch.tanh(parts[2]), torch.sigmoid(parts[0]))
     return torch.tanh(c) * torch.sigmoid(parts[3]), c
 
