@@ -33,21 +33,22 @@ WORDS = {
         conj_physical contiguous cpu cuda diag diag_embed diagflat diagonal diagonal_copy double dsplit
         embedding expand expand_copy flatten flip fliplr flipud float gather getitem half hsplit imag
         index_select masked_select meshgrid moveaxis movedim narrow narrow_copy native_channel_shuffle
-        pack_padded_sequence permute permute_copy pin_memory pixel_shuffle pixel_unshuffle positive ravel real
-        repeat repeat_interleave reshape resolve_conj resolve_neg reversed roll rot90 select
-        select_copy slice_copy split split_copy split_with_sizes split_with_sizes_copy squeeze squeeze_copy
-        swapaxes swapdims t t_copy take take_along_dim tensor_split tile to transpose transpose_copy tril triu
-        type unbind unbind_copy unflatten unfold_copy unsafe_chunk unsafe_split unsafe_split_with_sizes
-        unsqueeze unsqueeze_copy view view_as_complex view_as_real view_copy vsplit ifftshift fftshift
-        combinations view_as_complex_copy view_as_real_copy ipu mtia xpu autocast_to_full_precision
-        autocast_to_reduced_precision
+        pack_padded_sequence permute
+        permute_copy pin_memory pixel_shuffle pixel_unshuffle positive ravel real repeat repeat_interleave
+        reshape resolve_conj resolve_neg reversed roll rot90 select select_copy slice_copy split
+        split_copy split_with_sizes split_with_sizes_copy squeeze squeeze_copy swapaxes swapdims t t_copy take
+        take_along_dim tensor_split tile to transpose transpose_copy tril triu type unbind unbind_copy
+        unflatten unfold_copy unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze unsqueeze_copy view
+        view_as_complex view_as_real view_copy vsplit ifftshift fftshift combinations
+        view_as_complex_copy view_as_real_copy unsafe_view alias lift_fresh_copy to_copy slice ipu mtia
+        xpu autocast_to_full_precision autocast_to_reduced_precision
         ''',
     Kind.SELECT: '''
         adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d adaptive_max_pool1d_with_indices
         adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices amax amin aminmax cummax cummin
-        fractional_max_pool2d fractional_max_pool3d kthvalue max max_pool1d max_pool2d max_pool3d
+        fractional_max_pool2d fractional_max_pool3d kthvalue max_pool1d max_pool2d max_pool3d
         max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices max_unpool1d max_unpool2d
-        max_unpool3d median min msort nanmedian sort topk mode fractional_max_pool2d_with_indices
+        max_unpool3d median msort nanmedian sort topk mode fractional_max_pool2d_with_indices
         fractional_max_pool3d_with_indices
         ''',
     Kind.ADD: '''
@@ -63,9 +64,9 @@ WORDS = {
     Kind.GATE: '''
         angle cdist ceil cholesky det digamma dist entr fix floor floor_divide floordiv frobenius_norm heaviside
         hypot i0 i0e lgamma logdet matrix_norm norm norm_except_dim nuclear_norm pairwise_distance pdist polar
-        reciprocal rfloordiv round rpow rsqrt sgn sign sqrt std trunc var vector_norm airy_ai arctan2 atan2
+        reciprocal rfloordiv round rsqrt sgn sign sqrt std trunc var vector_norm airy_ai arctan2 atan2
         bessel_j0 bessel_y0 bessel_y1 cholesky_ex cholesky_inverse cond gammaincc gammaln ifloordiv igammac inv
-        inv_ex inverse modified_bessel_i0 modified_bessel_k0 modified_bessel_k1 multigammaln mvlgamma
+        inv_ex inverse linalg_vector_norm modified_bessel_i0 modified_bessel_k0 modified_bessel_k1 multigammaln mvlgamma
         native_norm ndtri pinv pinverse polygamma psi scaled_modified_bessel_k0 scaled_modified_bessel_k1
         spherical_bessel_j0 tensorinv zeta binary_cross_entropy binary_cross_entropy_with_logits
         cosine_embedding_loss cross_entropy ctc_loss gaussian_nll_loss hinge_embedding_loss huber_loss kl_div

@@ -1,4 +1,6 @@
 '''What operators add to what carries relevance, by formula: biases, numbers, bounds, what masks put in.'''
+from numbers import Real
+
 import torch
 
 from ..operators import Kind
@@ -8,6 +10,15 @@ from .rule import Absorbed
 
 def nothing(call, output, place=0):
     '''A rule that absorbs nothing.'''
+
+
+def is_number(value):
+    '''Whether a constant is one number, however it is written. A learned parameter is none.'''
+    if not isinstance(value, torch.Tensor):
+        return isinstance(value, Real)
+    if isinstance(value, torch.nn.Parameter) or not value.numel():
+        return False
+    return value.numel() == 1 or bool((value == value.reshape(-1)[0]).all())
 
 
 def added(call, output, place=0):
