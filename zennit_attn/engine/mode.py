@@ -28,6 +28,7 @@ from .module_calls import apply_to_operator
 from .origins import shifts
 from .saved import without_recomputation
 from .tags import origin_of, tag_of
+from .uncompiled import uncompiled
 from .veil import Veil
 
 #: Functions by which code says that a tensor requires a gradient.
@@ -184,10 +185,10 @@ class Engine(TorchFunctionMode):
         arguments = Arguments()
         args, kwargs = arguments.enter((args, kwargs), forward.enter)
         try:
-            with self._running(forward), without_recomputation(), self:
+            with self._running(forward), without_recomputation(), uncompiled(), self:
                 output = function(*args, **kwargs)
-                output = output if self._select is None else self._select(output)
-            return forward.leave(output, selected=self._select is not None)
+                chosen = output if self._select is None else self._select(output)
+            return forward.leave(chosen, selected=chosen is not output)
         finally:
             arguments.leave(forward.give_back)
 
