@@ -65,6 +65,7 @@ GATES = '''
 '''.split()
 SOFTMAXES = ('_softmax', '_safe_softmax')
 NORMS = ('native_layer_norm', 'native_group_norm', 'native_batch_norm', '_native_batch_norm_legit')
+SUMS = ('add', 'sub', 'rsub')
 REINDEX = LINEAR[:LINEAR.index('max')]
 #: What only moves or picks values: relevance stays relevance. ``index_put`` does unless it adds.
 MOVES = {*LINEAR[:LINEAR.index('neg')], *LINEAR[LINEAR.index('fmax'):LINEAR.index('trace')]} - {
@@ -398,13 +399,10 @@ class Replica:
         if self.is_kind(node, (*ACTIVATIONS, 'pow')) or self.is_two_sided(node):
             zero = self.at(node, known[0][1]) if known and known[0][1] else 0.
             return name_of(node) if node.target.__module__ != '_operator' else 'item', zero
-        if len(parts) > 1:
-            gates = [made for made in known if self.weighs(made)]
-            zero = next((made[1] for made in gates if made[1]), 0.)
-            together = self.is_kind(node, (*REINDEX, 'mul', 'mm', 'bmm', 'mv', 'dot')) or (
-                zero and self.is_kind(node, ('add', 'sub', 'rsub')))
-            return (gates[0][0], zero) if together and len(gates) == len(parts) else None
-        if self.is_kind(node, ('add', 'sub', 'rsub')) and any(self.is_one_number(arg) for arg in node.args[:2]):
+        summands = [arg for arg in node.args[:2] if arg in self.carrying] if self.is_kind(node, SUMS) else []
+        if len(parts) > 1 or len(summands) > 1:
+            return self.trace_back_several(node, parts, known)
+        if self.is_kind(node, SUMS) and any(self.is_one_number(arg) for arg in node.args[:2]):
             made = known[0] if known else (None, 0.)
             zero = self.at(node, made[1])
             return (made[0], zero) if zero or made[0] else None
@@ -417,11 +415,28 @@ class Replica:
             return name or 'clamp', self.at(node, zero)
         return known[0] if self.is_kind(node, ('sum', 'mean', 'cumsum', 'nansum')) and name and zero else None
 
+    def trace_back_several(self, node, parts, known):
+        if len(known) < len(parts) or not all(name for name, _ in known):
+            return None
+        zeros = {arg: made[1] for arg, made in zip(parts, known, strict=True)}
+        if self.is_kind(node, SUMS):
+            return name_of(node), self.at(node, zeros)
+        others = [made for made in known if not self.weighs(made)]
+        if not others:
+            zero = next((zero for zero in zeros.values() if zero), 0.)
+            together = self.is_kind(node, (*REINDEX, 'mul', 'mm', 'bmm', 'mv', 'dot'))
+            return (known[0][0], zero) if together else None
+        return others[0] if self.is_kind(node, REINDEX) and not any(zeros.values()) else None
+
     def at(self, node, number):
-        '''What ``node`` makes of a number in the place of its carrying operand.'''
-        number = torch.tensor([number], dtype=torch.float64)
-        args, kwargs = self.fetch(node, lambda arg, value: (
-            number if arg in self.carrying else value.reshape(-1)[:1].double() if torch.is_tensor(value) else value))
+        '''What ``node`` makes of a number in the place of its carrying operands, if of each another by operand.'''
+        numbers = number if isinstance(number, dict) else dict.fromkeys(node.all_input_nodes, number)
+
+        def at(arg, value):
+            if arg in self.carrying:
+                return torch.tensor([numbers[arg]], dtype=torch.float64)
+            return value.reshape(-1)[:1].double() if torch.is_tensor(value) else value
+        args, kwargs = self.fetch(node, at)
         return float(self.call(node.target, args, kwargs).reshape(-1)[0])
 
     def is_one_number(self, arg):
@@ -433,10 +448,12 @@ class Replica:
 
     def is_two_sided(self, node):
         '''Whether a clamp is between numbers on both sides of zero: an activation like hardtanh.'''
-        if not self.is_kind(node, ('clamp', 'clamp_min', 'clamp_max')) or not all(
-                isinstance(bound, (int, float, type(None))) for bound in node.args[1:]):
+        carrying = [arg for arg in node.args if arg in self.carrying]
+        if not self.is_kind(node, BOUNDED) or len(carrying) != 1 or not all(
+                bound is None or self.is_one_number(bound) for bound in node.args if bound is not carrying[0]):
             return False
-        return self.at(node, 0.) == 0.
+        same = self.values[carrying[0]].shape == self.values[node].shape
+        return same and self.at(node, 0.) == 0.
 
     @staticmethod
     def weighs(made):
@@ -565,9 +582,9 @@ class Replica:
 
     def pull_activation(self, node, grad):
         '''``g y / x``, and the derivative where ``x`` is 0.'''
-        arg = node.args[0]
+        arg = next(arg for arg in node.args if arg in self.carrying)
         x, y = self.values[arg], self.values[node]
-        (_, slope), = self.pull_linear(node, torch.ones_like(y), (0,))
+        (_, slope), = self.pull_linear(node, torch.ones_like(y))
         ratio = y / torch.where(x == 0, torch.ones_like(x), x.conj())
         return [(arg, grad * torch.where(x == 0, slope, ratio))]
 

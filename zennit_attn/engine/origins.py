@@ -37,7 +37,7 @@ class Origin(NamedTuple):
 
 def shifts(operator: Operator, args: tuple) -> bool:
     '''Whether a number is added. A cheap look, for every sum of one operand.'''
-    return operator.pairwise and any(type(arg) in (float, int) or (isinstance(arg, torch.Tensor) and arg.ndim == 0)
+    return operator.pairwise and any(type(arg) in (float, int) or (isinstance(arg, torch.Tensor) and arg.numel() == 1)
                                      for arg in args[:2])
 
 
@@ -47,7 +47,8 @@ def follow(call: Call, origins: list[Origin | None]) -> Origin | None:
     if kind is Kind.ACTIVATION or (call.rule is not None and call.rule.name == 'Identity'):
         return Origin(operator, _at_zero(call, origins[0].zero) if origins[0] is not None else 0.)
     if operator.steered or operator.lends:
-        origins = _but_for(call, origins, (*operator.steered, *operator.lends))
+        origins = [origin for operand, origin in zip(call.operands, origins, strict=True)
+                   if any(operand is other for other in _leading(call))]
     if len(origins) != 1:
         return _of_several(call, origins)
     origin = origins[0]
@@ -64,22 +65,27 @@ def follow(call: Call, origins: list[Origin | None]) -> Origin | None:
     return origin if kind is Kind.ADD and origin.is_gate and origin.zero != 0. else None
 
 
-def _but_for(call, origins, positions):
-    '''The origins of the operands that are more than a denominator, or a shape.'''
-    arguments = [arg for position, arg in enumerate(call.args) if position not in positions]
-    others = tensors_in(*arguments)
-    return [origin for operand, origin in zip(call.operands, origins, strict=True)
-            if any(operand is tensor for tensor in others)]
+def _leading(call):
+    '''The operands that are more than a denominator, or a shape.'''
+    following = (*call.operator.steered, *call.operator.lends)
+    if not following:
+        return call.operands
+    arguments = [arg for position, arg in enumerate(call.args) if position not in following]
+    return [tensor for tensor in tensors_in(*arguments) if call.carries(tensor)]
 
 
 def _of_several(call, origins):
-    '''Gates that are put side by side or multiplied are a gate, as are sums of such that are not zero at zero.'''
-    if not origins or not all(origin is not None and origin.is_gate for origin in origins):
+    '''Products of gates are a gate. Activations that are added or put side by side are what they are at zero.'''
+    if not origins or not all(origin is not None and origin.activation is not None for origin in origins):
         return None
+    if call.operator.pairwise:
+        return Origin(call.operator, _at_zero(call, *(origin.zero for origin in origins)))
     kind, zero = call.operator.kind, next((origin.zero for origin in origins if origin.zero != 0.), 0.)
-    if kind is Kind.REARRANGE or call.operator.is_product or (kind is Kind.ADD and zero != 0.):
-        return Origin(origins[0].activation, zero)
-    return None
+    if all(origin.is_gate for origin in origins):
+        together = kind is Kind.REARRANGE or call.operator.is_product or (kind is Kind.ADD and zero != 0.)
+        return Origin(origins[0].activation, zero) if together else None
+    plain = next(origin.activation for origin in origins if not origin.is_gate)
+    return Origin(plain, 0.) if kind is Kind.REARRANGE and zero == 0. else None
 
 
 def _shifted(call, origin):
@@ -102,14 +108,17 @@ def _is_number(value: Any, origin: Origin | None) -> bool:
     return not learned and value.numel() > 0 and bool((value == value.reshape(-1)[0]).all())
 
 
-def _at_zero(call: Call, zero: float) -> float:
-    '''What a function of each element makes of a number, or 1 where that cannot be told.'''
-    if zero == 0. and call.operator.kind is Kind.ACTIVATION:
+def _at_zero(call: Call, *zeros: float) -> float:
+    '''What a function of each element makes of a number, or one for each operand; 1 where that cannot be told.'''
+    if zeros == (0.,) and call.operator.kind is Kind.ACTIVATION:
         return 0.
-    number = torch.tensor([zero], dtype=torch.float64)
+    operands = _leading(call)
+    numbers = torch.tensor([zeros if len(zeros) > 1 else zeros * len(operands)], dtype=torch.float64).T
+    by_operand = {id(operand): number for operand, number in zip(operands, numbers, strict=True)}
 
     def at(tensor):
-        return number if call.carries(tensor) else tensor.detach().reshape(-1)[:1].to(number)
+        number = by_operand.get(id(tensor))
+        return tensor.detach().reshape(-1)[:1].to(numbers) if number is None else number
     try:
         with torch.no_grad(), torch._C.DisableTorchFunction():
             return float(call.run_out_of_place(substitute(call.before, at)).reshape(-1)[0])

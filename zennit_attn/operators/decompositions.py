@@ -20,6 +20,10 @@ def addcdiv(x, tensor1, tensor2, *, value=1):
     return x + value * (tensor1 / tensor2)
 
 
+def log_sigmoid_forward(x):
+    return functional.logsigmoid(x), x.new_empty(0)
+
+
 def glu(x, dim=-1):
     value, gate = x.chunk(2, dim)
     return value * torch.sigmoid(gate)

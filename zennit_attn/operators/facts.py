@@ -42,6 +42,11 @@ def _names_places(index):
     return is_array or (is_tensor and index.ndim > 0 and index.dtype not in (torch.bool, torch.uint8))
 
 
+def _filled(indices):
+    '''Indices as Python has them: where a graph has none, all is meant.'''
+    return tuple(slice(None) if index is None else index for index in indices)
+
+
 def _item_places(target, index, *_):
     return _numbers(target)[index] if _names_places(index) else None
 
@@ -67,14 +72,14 @@ op('detach requires_grad', Kind.PLAIN, harmless=True)
 op('''
    cat concat concatenate stack hstack vstack dstack column_stack row_stack block_diag masked_fill masked_scatter
    index_fill pad constant_pad_nd select_scatter slice_scatter diagonal_scatter fill_diagonal complex unfold
-   as_strided_scatter
+   as_strided_scatter im2col
    ''', Kind.REARRANGE, affine=True)
 op('where', Kind.REARRANGE, 'condition input other', affine=True)
 op('copy fill zero', Kind.REARRANGE, affine=True, overwrites=True)
 op('index_copy', Kind.REARRANGE, 'input dim index source', affine=True,
    writes=Writes(3, lambda target, dim, index, source: index))
 op('index_put', Kind.REARRANGE, 'input indices values accumulate', affine=True,
-   writes=Writes(2, lambda target, indices, *_: _numbers(target)[tuple(indices)]))
+   writes=Writes(2, lambda target, indices, *_: _numbers(target)[_filled(indices)]))
 op('put', Kind.REARRANGE, 'input index source accumulate', affine=True,
    writes=Writes(2, lambda target, index, *_: index % target.numel()))
 op('scatter', Kind.REARRANGE, 'input dim index src', affine=True,
@@ -82,7 +87,10 @@ op('scatter', Kind.REARRANGE, 'input dim index src', affine=True,
 op('setitem', Kind.REARRANGE, affine=True, writes=Writes(2, _item_places))
 op('expand_as reshape_as type_as view_as', Kind.REARRANGE, lends=(1,))
 op('clamp clamp_max clamp_min clip', Kind.SELECT, bounds=True, clamps=True)
-op('fmax fmin maximum minimum nan_to_num', Kind.SELECT, bounds=True)
+op('fmax fmin maximum minimum', Kind.SELECT, 'input other', bounds=True, clamps=True)
+op('max', Kind.SELECT, of_two=torch.maximum)
+op('min', Kind.SELECT, of_two=torch.minimum)
+op('nan_to_num', Kind.SELECT, bounds=True)
 
 # sums
 
@@ -97,6 +105,7 @@ op('alpha_dropout feature_alpha_dropout', Kind.ADD, trains='shifts its input at 
 
 op('linear', Kind.LINEAR, 'input weight bias', factors=(0, 1), affine=True)
 op('bilinear', Kind.LINEAR, 'input1 input2 weight bias', factors=(0, 1, 2), affine=True)
+op('trilinear', Kind.LINEAR, factors=(0, 1, 2))
 op('conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d', Kind.LINEAR, 'input weight bias',
    factors=(0, 1), affine=True)
 op('conv_tbc convolution', Kind.LINEAR, factors=(0, 1), affine=True)
@@ -106,7 +115,7 @@ op('addr', Kind.LINEAR, 'input vec1 vec2', factors=(1, 2), affine=True)
 op('addbmm baddbmm', Kind.LINEAR, 'input batch1 batch2', factors=(1, 2), affine=True)
 op('grid_sample', Kind.LINEAR, 'input grid', steered=(1,))
 op('grid_sampler grid_sampler_2d grid_sampler_3d', Kind.LINEAR, steered=(1,))
-op('solve solve_triangular', Kind.LINEAR, 'A B', steered=(0,))
+op('solve solve_triangular linalg_solve_triangular', Kind.LINEAR, 'A B', steered=(0,))
 op('solve_ex tensorsolve', Kind.LINEAR, steered=(0,))
 op('cholesky_solve', Kind.LINEAR, steered=(1,))
 
@@ -130,7 +139,7 @@ op('cumprod', Kind.MULTIPLY, over='prefix')
 
 # attention
 
-op('softmax', Kind.SOFTMAX, tangent=_softmax_tangent)
+op('softmax safe_softmax', Kind.SOFTMAX, tangent=_softmax_tangent)
 op('softmin', Kind.SOFTMAX, tangent=_softmin_tangent)
 op('log_softmax', Kind.SOFTMAX, tangent=_log_softmax_tangent)
 op('gumbel_softmax', Kind.SOFTMAX, random=True)
@@ -143,11 +152,11 @@ op(kernels.delta_rule, Kind.ATTENTION, 'q k v beta')
 
 op('''
    acos acosh arccos arccosh cos cosh erfc erfcx exp exp2 expit hardsigmoid log log10 log2 log_ndtr logaddexp logaddexp2
-   logit logsigmoid ndtr sigmoid sinc softplus
+   logit logsigmoid ndtr rpow sigmoid sinc softplus
    ''', Kind.GATE, smooth=True)
 op('logcumsumexp logsumexp', Kind.GATE, smooth=True, joint=True)
 op('var_mean std_mean', Kind.GATE, linear_outputs=(1,))
-op('abs absolute copysign leaky_relu prelu relu rrelu', Kind.ACTIVATION, homogeneous=True)
+op('abs absolute copysign leaky_relu prelu prelu_kernel relu rrelu', Kind.ACTIVATION, homogeneous=True)
 op('atan arctan erf softsign tanh', Kind.ACTIVATION, saturating=True)
 op('pow float_power ipow', Kind.ACTIVATION, 'input exponent', exponent=1)
 
@@ -173,6 +182,7 @@ op('batch_norm', Kind.NORMALIZATION, 'input weight bias running_mean running_var
 
 # what is run step by step
 
+op('log_sigmoid_forward', Kind.COMPOSED, decomposition=parts.log_sigmoid_forward)
 op('glu', Kind.COMPOSED, decomposition=parts.glu)
 op('cosine_similarity', Kind.COMPOSED, decomposition=parts.cosine_similarity)
 op('threshold', Kind.COMPOSED, decomposition=parts.threshold)

@@ -100,7 +100,9 @@ class Operator:
     bounds: bool
         Whether it may put bounds in the place of values.
     clamps: bool
-        Whether the bounds are numbers for all elements, of which zero may lie between.
+        Whether zero may lie between the bounds, if these are numbers for all elements.
+    of_two: callable or None
+        Of what picks from one tensor, or the larger or smaller of two: the function whose row is the one for two.
     lends: tuple of int
         The positions of operands of which only the shape or type counts.
     homogeneous: bool
@@ -149,6 +151,7 @@ class Operator:
     overwrites: bool = False
     bounds: bool = False
     clamps: bool = False
+    of_two: Callable[..., Any] | None = None
     lends: tuple[int, ...] = ()
     homogeneous: bool = False
     saturating: bool = False
@@ -172,7 +175,8 @@ class Operator:
         object.__setattr__(self, 'direct', self._operands_for_autograd())
 
     def _operands_for_autograd(self) -> int:
-        if self.inplace or self.writes or self.trains or self.decomposed_by or self.clamps:
+        if self.inplace or self.writes or self.trains or self.decomposed_by or self.clamps or (
+                self.of_two is not None):
             return 0
         if self.kind in (Kind.REARRANGE, Kind.SELECT, Kind.ADD):
             return 0 if self.factors else 2

@@ -25,6 +25,9 @@ KINDS = {name: kind for kind, words in WORDS.items() for name in words.split()} 
 NAMES = {kind: ' '.join(name for name, own in KINDS.items() if own is kind)
          for kind in Kind if kind is not Kind.REFUSED}
 
+#: What has another name in ATen, where the name is that of something else in torch: ``Tensor.__index__``.
+_OF_ATEN = {'index': 'getitem'}
+
 
 def base_name(dotted):
     '''Reduce a dotted function name to the name used in the table, e.g. ``torch.Tensor.__radd__`` to ``radd``.'''
@@ -63,8 +66,11 @@ def _entry(function, dotted):
 
 def dotted_name(function):
     '''Return the full name of a torch function, or None for a function from elsewhere.'''
-    if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        return f'torch.ops.{function}' if str(function).startswith('aten.') else None
+    if isinstance(function, torch._ops.OpOverload):  # what graphs call that torch.export or make_fx have made
+        function = function.overloadpacket
+    if isinstance(function, torch._ops.OpOverloadPacket):
+        space, name = str(function).split('.')
+        return f'torch.ops.aten.{_OF_ATEN.get(name, name)}' if space == 'aten' else None
     owner = getattr(function, '__objclass__', None)
     module = getattr(owner, '__module__', None) or getattr(function, '__module__', None) or ''
     name = getattr(function, '__name__', None)
@@ -156,6 +162,8 @@ def _positions(name, value):
 
 def out_of_place(function, name):
     '''Return the function that computes the same as the in-place `function` without writing into its argument.'''
+    if isinstance(function, torch._ops.OpOverload):
+        return getattr(torch.ops.aten, name)
     owners = (torch.Tensor, torch)
     if 'functional' in (resolve_name(function) or ''):
         owners = (functional, *owners)

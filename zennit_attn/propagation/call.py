@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..operators import Kind, Operator, out_of_place
+from ..operators import Kind, Operator, lookup, out_of_place
 from ..trees import substitute, tensors_in
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ class Call:
         self.original: torch.Tensor | None = None
         if kwargs and operator.signature or 'other' in kwargs or 'input' in kwargs:
             self._to_positional(operator.signature or ('input', 'other'))
+        if operator.of_two is not None and len(self.args) > 1 and hasattr(self.args[1], 'requires_grad'):
+            self.operator = lookup(operator.of_two)
 
     def _to_positional(self, signature: Sequence[str]) -> None:
         self.kwargs = dict(self.kwargs)
@@ -98,9 +100,9 @@ class Call:
         '''Call the function, with other positional arguments if given.'''
         return self.func(*(self.args if args is None else args), **self.kwargs)
 
-    def run_out_of_place(self, args: tuple | list | None = None) -> Any:
+    def run_out_of_place(self, args: tuple | list | None = None, kwargs: Mapping | None = None) -> Any:
         '''Call the function so that no argument is written to.'''
-        args, kwargs = self.args if args is None else args, self.kwargs
+        args, kwargs = self.args if args is None else args, self.kwargs if kwargs is None else kwargs
         if self.operator.inplace:
             return out_of_place(self.func, self.operator.name)(*args, **kwargs)
         if kwargs.get('inplace') is True:

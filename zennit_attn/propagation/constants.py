@@ -1,4 +1,6 @@
 '''What operators add to what carries relevance, by formula: biases, numbers, bounds, what masks put in.'''
+from numbers import Real
+
 import torch
 
 from ..operators import Kind
@@ -8,6 +10,15 @@ from .rule import Absorbed
 
 def nothing(call, output):
     '''A rule that absorbs nothing.'''
+
+
+def is_number(value):
+    '''Whether a constant is one number, however it is written. Several that are learned are none.'''
+    if not isinstance(value, torch.Tensor):
+        return isinstance(value, Real)
+    if value.numel() < 2 or isinstance(value, torch.nn.Parameter):
+        return value.numel() == 1
+    return bool((value == value.reshape(-1)[0]).all())
 
 
 def added(call, output):

@@ -15,7 +15,7 @@ from ..kernels import ConstantAttention, ConstantConvolution, ConstantLinear, Sc
 from ..operators import Kind, out_of_place
 from ..operators.decompositions import Unwritten, visible
 from ..trees import substitute, tensors_in
-from .constants import added, nothing, replaced
+from .constants import added, is_number, nothing, replaced
 from .rule import rule
 
 
@@ -45,14 +45,39 @@ def select(call):
 
     A clamp between numbers on both sides of zero is an activation, as which ``hardtanh`` is known.
     '''
-    return activation(call) if call.operator.clamps and _vanishes_at_zero(call) else call.run()
+    value, slope = _around_zero(call) if call.operator.clamps else (None, None)
+    return clamped(call, slope) if value == 0. else call.run()
 
 
-def _vanishes_at_zero(call):
-    bounds = [*call.args[1:], *call.kwargs.values()]
-    if len(call.operands) > 1 or not all(isinstance(bound, (Real, type(None))) for bound in bounds):
-        return False
-    return float(call.func(torch.zeros((), dtype=torch.float64), *call.args[1:], **call.kwargs)) == 0.
+@rule('gradient', left_over=added, moved=replaced)
+def picked(call):
+    '''Values are picked and keep their relevance, whatever the bounds.'''
+    return call.run()
+
+
+@rule('Identity', left_over=nothing)
+def clamped(call, slope):
+    '''The identity rule of a clamp that leaves zero as it is.'''
+    return call.write_back(Scale.apply(call.operands[0], lambda x: call.run_out_of_place(_in_place_of(call, x)), slope))
+
+
+def _in_place_of(call, tensor, constant=lambda constant: constant):
+    return substitute(call.args, lambda arg: tensor if call.carries(arg) else constant(arg))
+
+
+def _around_zero(call):
+    '''What a clamp makes of zero, and its slope there, if its bounds are numbers, however these are written.'''
+    bounds = [arg for arg in (*call.args, *call.kwargs.values()) if not call.carries(arg)]
+    shapes = [bound.shape for bound in bounds if isinstance(bound, torch.Tensor)]
+    shape = call.operands[0].shape
+    if len(call.operands) > 1 or torch.broadcast_shapes(shape, *shapes) != shape or not all(
+            bound is None or is_number(bound) for bound in bounds):
+        return None, None
+    zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    kwargs = substitute(call.kwargs, lambda bound: bound.detach().reshape(-1)[:1].to(zero))
+    with torch.enable_grad():
+        value = call.run_out_of_place(_in_place_of(call, zero, lambda bound: bound.reshape(-1)[:1].to(zero)), kwargs)
+    return value.item(), torch.autograd.grad(value, zero)[0].item()
 
 
 @rule('gradient', left_over=added, moved=replaced)

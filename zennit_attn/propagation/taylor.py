@@ -10,7 +10,7 @@ from ..kernels import blank_rows
 from ..operators import Kind
 from ..trees import substitute
 from .rule import Absorbed, rule
-from .rules import add, attention, constant, decomposed, gate, is_root, linear, multiply, proportional, scaled
+from .rules import add, attention, constant, decomposed, gate, is_root, linear, multiply, picked, proportional, scaled
 
 
 def softmax_dim(call):
@@ -98,9 +98,11 @@ def taylor(call):
     operator, kind = call.operator, call.operator.kind
     if kind is Kind.SOFTMAX:
         return taylor_softmax(call)
+    if kind is Kind.SELECT:
+        return picked(call)
     if kind is Kind.ADD and len(call.factors) < 2:
         return add(call) if operator.trains or operator.decomposed_by else proportional(call)
-    if kind is Kind.GATE and not operator.smooth or is_root(call):
+    if kind is Kind.GATE and not operator.smooth or is_root(call) and call.carries(call.args[0]):
         return gate(call)
     if kind is Kind.MULTIPLY and (operator.steered or operator.decomposed_by):
         return multiply(call)
@@ -116,10 +118,13 @@ def _expanded(call):
                 for tensor in call.operands}
     if call.record is not None and not _has_formula(call):
         operands = call.record.expand(operands)
+    if call.inplace:  # what it held is needed in the backward pass, also where it is a constant
+        operands.setdefault(id(call.args[0]), call.args[0].clone())
     args, call.kwargs = substitute((call.args, call.kwargs), lambda tensor: operands.get(id(tensor), tensor))
     return call.write_back(call.run_out_of_place(args)) if call.inplace else call.run(args)
 
 
 #: The kinds of operators that the expansion is for.
 EXPANDED = frozenset({
-    Kind.EINSUM, Kind.MULTIPLY, Kind.LINEAR, Kind.SOFTMAX, Kind.ATTENTION, Kind.GATE, Kind.ACTIVATION, Kind.ADD})
+    Kind.EINSUM, Kind.MULTIPLY, Kind.LINEAR, Kind.SOFTMAX, Kind.ATTENTION, Kind.GATE, Kind.ACTIVATION, Kind.ADD,
+    Kind.SELECT})
