@@ -1,0 +1,1 @@
+'''Two spellings of one function get one map, or a table says why not.'''

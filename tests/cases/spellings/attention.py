@@ -59,7 +59,8 @@ def one_matrix(m, x):
 
 
 def head_by_head(m, x):
-    parts = [(q @ k.mT / 2).softmax(-1) @ v for q, k, v in zip(*(t.chunk(HEADS, -1) for t in (m.q(x), m.k(x), m.v(x))))]
+    heads = zip(*(t.chunk(HEADS, -1) for t in (m.q(x), m.k(x), m.v(x))), strict=True)
+    parts = [(q @ k.mT / 2).softmax(-1) @ v for q, k, v in heads]
     return m.o(torch.cat(parts, -1))
 
 
@@ -268,7 +269,8 @@ SPELLINGS = {
         ('einsum', one_key_einsum),
     ],
     'rotary positions': [
-        ('rotate half', rotary), ('halves', rotary_halves), ('complex', rotary_complex), ('view_as_complex', rotary_view),
+        ('rotate half', rotary), ('halves', rotary_halves), ('complex', rotary_complex),
+        ('view_as_complex', rotary_view),
         ('matrix', rotary_matrix), ('in place', rotary_in_place), ('rolled', rolled),
     ],
     'attention with rotary positions': [

@@ -98,7 +98,8 @@ SPELLINGS = {
         ('plus zeros', lambda m, x: (torch.tanh(m.score(x)) + torch.zeros_like(x)) * m.v(x)),
     ],
     'softsign gate': [
-        ('functional', lambda m, x: m.v(x) * F.softsign(x)), ('module', lambda m, x: m.functions['softsign'](x) * m.v(x)),
+        ('functional', lambda m, x: m.v(x) * F.softsign(x)),
+        ('module', lambda m, x: m.functions['softsign'](x) * m.v(x)),
         ('quotient', lambda m, x: m.v(x) * (x / (1 + x.abs()))),
     ],
     'hard sigmoid gate': [
@@ -158,7 +159,8 @@ SPELLINGS = {
         ('logaddexp', lambda m, x: torch.logaddexp(x, torch.zeros_like(x)) * m.v(x)),
     ],
     'reciprocal': [
-        ('quotient', lambda m, x: m.v(x) / (x.exp() + 1)), ('reciprocal', lambda m, x: m.v(x) * (x.exp() + 1).reciprocal()),
+        ('quotient', lambda m, x: m.v(x) / (x.exp() + 1)),
+        ('reciprocal', lambda m, x: m.v(x) * (x.exp() + 1).reciprocal()),
         ('one over', lambda m, x: 1 / (1 + x.exp()) * m.v(x)), ('power', lambda m, x: (x.exp() + 1) ** -1 * m.v(x)),
         ('true_divide', lambda m, x: torch.true_divide(m.v(x), x.exp() + 1)),
         ('sigmoid', lambda m, x: torch.sigmoid(-x) * m.v(x)),

@@ -135,6 +135,7 @@ SPELLINGS = {
     'layer scale': [
         ('product', lambda m, x: x + m.gain * m.a(x)), ('addcmul', lambda m, x: torch.addcmul(x, m.gain, m.a(x))),
         ('method', lambda m, x: x.add(m.a(x).mul(m.gain))), ('in place', lambda m, x: m.a(x).mul_(m.gain).add_(x)),
+        ('into a constant', lambda m, x: m.gain.expand_as(x).clone().mul_(m.a(x)).add(x)),
         ('diagonal', lambda m, x: x + m.a(x) @ torch.diag(m.gain)),
         ('einsum', lambda m, x: torch.einsum('bnd,d->bnd', m.a(x), m.gain) + x),
         ('expand_as', lambda m, x: x + m.a(x) * m.gain.expand_as(x)),
@@ -186,7 +187,8 @@ SPELLINGS = {
     ],
     'sum of three': [
         ('plus', lambda m, x: x + m.a(x) + m.b(x)), ('right first', lambda m, x: x + (m.a(x) + m.b(x))),
-        ('builtin', lambda m, x: sum([m.a(x), m.b(x), x])), ('stack', lambda m, x: torch.stack([x, m.a(x), m.b(x)]).sum(0)),
+        ('builtin', lambda m, x: sum([m.a(x), m.b(x), x])),
+        ('stack', lambda m, x: torch.stack([x, m.a(x), m.b(x)]).sum(0)),
         ('in place', lambda m, x: m.a(x).add_(m.b(x)).add_(x)),
         ('matmul', lambda m, x: (torch.stack([x, m.a(x), m.b(x)], -1) @ torch.ones(3, 1).to(x)).squeeze(-1)),
         ('one matrix', lambda m, x: F.linear(x, torch.eye(12).to(x) + m.a.weight + m.b.weight, m.a.bias + m.b.bias)),
@@ -196,7 +198,8 @@ SPELLINGS = {
         ('items', routed_items),
     ],
     'soft mixture': [
-        ('loop', soft_loop), ('einsum', lambda m, x: torch.einsum('bne,bnde->bnd', m.router(x).softmax(-1), outputs(m, x))),
+        ('loop', soft_loop),
+        ('einsum', lambda m, x: torch.einsum('bne,bnde->bnd', m.router(x).softmax(-1), outputs(m, x))),
         ('sum', lambda m, x: (outputs(m, x) * F.softmax(m.router(x), dim=-1).unsqueeze(-2)).sum(-1)),
         ('matmul', lambda m, x: (outputs(m, x) @ m.router(x).softmax(-1)[..., None])[..., 0]),
         ('weights first', lambda m, x: torch.einsum('bne,edi,bni->bnd', m.router(x).softmax(-1), torch.stack(

@@ -88,7 +88,7 @@ SPELLINGS = {
         ('sum', lambda m, x: (x.sum(1) / x.shape[1])[:, None].expand(2, 6, 12)),
         ('torch', lambda m, x: torch.mean(x, dim=1, keepdim=True).repeat(1, 6, 1)),
         ('einsum', lambda m, x: repeat(torch.einsum('bnd->bd', x) / 6, 'b d -> b n d', n=6)),
-        ('einsum of weights', lambda m, x: torch.einsum('bnd,n->bd', x, full(x, 1 / 6)[0]).unsqueeze(1).repeat(1, 6, 1)),
+        ('einsum of weights', lambda m, x: torch.einsum('bnd,n->bd', x, full(x, 1 / 6)[0])[:, None].repeat(1, 6, 1)),
         ('matmul', lambda m, x: (full(x, 1 / 6) @ x).expand(2, 6, 12)),
         ('square matrix', lambda m, x: torch.full((6, 6), 1 / 6, dtype=x.dtype) @ x),
         ('adaptive pooling', lambda m, x: F.adaptive_avg_pool1d(x.mT, 1).expand(2, 12, 6).mT),
@@ -108,7 +108,7 @@ SPELLINGS = {
                                                                                      ).repeat(1, 6, 1)),
         ('weights', lambda m, x: ((valid(x) / valid(x).sum(1, True)).mT @ x).expand_as(x)),
         ('items', lambda m, x: torch.stack([own[keep[:, 0] > 0].mean(0).expand(6, 12) for own, keep in zip(
-            x, valid(x))])),
+            x, valid(x), strict=True)])),
         ('in place', lambda m, x: x.mul_(valid(x)).sum(1, keepdim=True).div_(valid(x).sum(1, True)).expand(2, 6, 12)),
     ],
     'sum of tokens': [

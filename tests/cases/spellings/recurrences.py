@@ -96,7 +96,7 @@ def delta_loop(m, x):
 def delta_matmul(m, x):
     q, k, v, beta = (t.unbind(1) for t in delta_parts(m, x))
     state, outputs = 0., []
-    for q_i, k_i, v_i, beta_i in zip(q, k, v, beta):
+    for q_i, k_i, v_i, beta_i in zip(q, k, v, beta, strict=True):
         key = k_i.unsqueeze(-1)
         old = key.mT @ state if outputs else 0.
         state = state + key @ ((v_i.unsqueeze(1) - old) * beta_i.unsqueeze(1))
@@ -122,7 +122,7 @@ def delta_kernel(m, x):
 
 def gated(m, x):
     hidden, outputs = 0., []
-    for value, forget in zip(m.v(x).unbind(1), torch.sigmoid(m.a(x)).unbind(1)):
+    for value, forget in zip(m.v(x).unbind(1), torch.sigmoid(m.a(x)).unbind(1), strict=True):
         hidden = forget * hidden + (1 - forget) * value
         outputs.append(hidden)
     return torch.stack(outputs, 1)
@@ -204,7 +204,8 @@ def lstm_by_hand(m, x, h, c):
 def lstm_gate_by_gate(m, x, h, c):
     cell = m.lstm_cell
     parts = [F.linear(x, w, b) + F.linear(h, u, d) for w, b, u, d in zip(
-        cell.weight_ih.split(12), cell.bias_ih.split(12), cell.weight_hh.split(12), cell.bias_hh.split(12))]
+        cell.weight_ih.split(12), cell.bias_ih.split(12), cell.weight_hh.split(12), cell.bias_hh.split(12),
+        strict=True)]
     c = torch.addcmul(torch.sigmoid(parts[1]) * c, torch.tanh(parts[2]), torch.sigmoid(parts[0]))
     return torch.tanh(c) * torch.sigmoid(parts[3]), c
 
@@ -230,7 +231,7 @@ def steps(step):
 def gru_parts(m, x, h):
     cell = m.gru_cell
     return zip(F.linear(x, cell.weight_ih, cell.bias_ih).chunk(3, 1), F.linear(
-        h, cell.weight_hh, cell.bias_hh).chunk(3, 1))
+        h, cell.weight_hh, cell.bias_hh).chunk(3, 1), strict=True)
 
 
 def gru_by_hand(m, x, h):
@@ -281,8 +282,8 @@ SPELLINGS = {
     ],
     'linear attention of relus': [('keys first', of(relus, keys_first)), ('map first', of(relus, map_first)),
                                   ('einsum', of(relus, einsum))],
-    'linear attention of softmaxes': [('keys first', of(softmaxes, keys_first)), ('map first', of(softmaxes, map_first)),
-                                      ('einsum', of(softmaxes, einsum))],
+    'linear attention of softmaxes': [('keys first', of(softmaxes, keys_first)),
+                                      ('map first', of(softmaxes, map_first)), ('einsum', of(softmaxes, einsum))],
     'causal linear attention': [
         ('mask', of(features, causal_mask)), ('cumsum', of(features, causal_sums)), ('loop', of(features, causal_loop)),
         ('in place', of(features, causal_in_place)), ('where', of(features, causal_where)),
