@@ -13,12 +13,12 @@ def nothing(call, output, place=0):
 
 
 def is_number(value):
-    '''Whether a constant is one number, however it is written. A learned parameter is none.'''
+    '''Whether a constant is one number, however it is written. Several that are learned are none.'''
     if not isinstance(value, torch.Tensor):
         return isinstance(value, Real)
-    if isinstance(value, torch.nn.Parameter) or not value.numel():
-        return False
-    return value.numel() == 1 or bool((value == value.reshape(-1)[0]).all())
+    if value.numel() < 2 or isinstance(value, torch.nn.Parameter):
+        return value.numel() == 1
+    return bool((value == value.reshape(-1)[0]).all())
 
 
 def added(call, output, place=0):
