@@ -120,3 +120,24 @@ def test_lines_that_failed(line, composite):
         pytest.skip('an expansion is autograd, which needs the result of tanh that is overwritten')
     model, input = built(line)
     assert_closed(audit(model, composite(), input, one_hot))
+
+
+@wrap_torch_function(lambda x, weight, bias: (x, weight, bias))
+def linear_by_rows(x, weight, bias):
+    '''As linear layers are computed on some devices: what they return is a view of the rows.'''
+    return functional.linear(x.reshape(-1, 4), weight, bias).view(x.shape)
+
+
+@pytest.mark.parametrize('composite', [CPLRP, AttnLRP, AttnTaylor])
+def test_product_that_is_a_view_and_written_to(table, composite):
+    def line(a, b):
+        y = linear_by_rows(a, torch.eye(4).to(a) * 2, torch.arange(4.).to(a))
+        y += 1
+        y *= 1.5
+        y[:, 1:] += b[:, 1:]
+        return y
+    register_operator(linear_by_rows, 'linear', factors=(0, 1), affine=True)
+    model, input = built(line)
+    ledger = audit(model, composite(), input, one_hot)
+    assert_closed(ledger)
+    assert any(sink.operator == 'linear_by_rows' for sink in ledger.sinks)

@@ -14,6 +14,7 @@ from ..errors import (
     UntrackedTensor,
 )
 from ..operators import TABLE, Kind, lookup, out_of_place, reason
+from ..operators.kinds import PRODUCTS
 from ..operators.probe import propose
 from ..operators.refusals import UNKNOWN, UNSEEN_WRITE
 from ..propagation import Call
@@ -370,6 +371,8 @@ class Engine(TorchFunctionMode):
             output = apply_to_operator(forward, call, module, hook)
         if check_memory is not None:
             check_memory()
+        if forward.observed and kind in PRODUCTS and not call.inplace:
+            output = _itself(output)
         forward.mark_result(call, output, origins)
         record = call.released()
         if record is not None:
@@ -397,6 +400,11 @@ class Engine(TorchFunctionMode):
         if not carried and torch._C._functorch.peek_interpreter_stack() is None:
             self.forward.mark_constant(tensor)
         return output
+
+
+def _itself(output):
+    '''A product that torch returns as a view, of which a write in place would take a hook that measures away.'''
+    return output.clone() if isinstance(output, torch.Tensor) and output._is_view() else output
 
 
 def _may_look(module):
