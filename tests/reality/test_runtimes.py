@@ -138,14 +138,20 @@ def test_compiled(make):
 
 @pytest.mark.parametrize('make', [CPLRP, stock])
 def test_compiling_an_open_model(make):
-    '''An error, whatever its text, and no silent gradient.'''
+    '''An error, whatever its text, or the map: no silent gradient.'''
     model = fresh()
-    before = Snapshot(model)
-    with pytest.raises(Exception), make().context(model):  # noqa: B017, PT011
-        torch.compile(model, backend='eager')(data().requires_grad_())
+    before, wanted = Snapshot(model), expected(make)
+    with make().context(model):
+        input = data().requires_grad_()
+        try:
+            output = torch.compile(model, backend='eager')(input)
+        except Exception:  # the compiler has words of its own
+            output = None
+        if output is not None:
+            close(torch.autograd.grad(output, input, one_hot(output.detach()))[0], wanted, 1e-9)
     torch._dynamo.reset()
     assert changes(before, model) <= {('', 'attributes', '_is_torch_compile')}, 'more than what torch.compile sets'
-    check(model, make, expected(make))
+    check(model, make, wanted)
 
 
 @pytest.mark.parametrize('make', [CPLRP, stock])

@@ -1,7 +1,7 @@
 '''Order of opening and closing, threads, training afterwards, and when a model is freed.'''
 import gc
-import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -56,11 +56,10 @@ def test_changes_made_by_the_user_inside_survive():
 
 def test_explaining_in_another_thread():
     model, input = fused()
-    expected, before, found = relevance_of(model, input, CPLRP), Snapshot(model), []
-    thread = threading.Thread(target=lambda: found.append(relevance_of(model, input, CPLRP)))
-    thread.start()
-    thread.join(timeout=60)
-    assert equal_maps(found[0], expected)
+    expected, before = relevance_of(model, input, CPLRP), Snapshot(model)
+    with ThreadPoolExecutor() as pool:
+        found = pool.submit(relevance_of, model, input, CPLRP).result(timeout=60)
+    assert equal_maps(found, expected)
     assert_restored(before, model)
 
 

@@ -239,7 +239,7 @@ class Engine(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         forward = self.forward
         if forward.direct and operator is not None and len(operands) <= operator.direct and (
-                forward.are_plain(operands)) and not (len(operands) == 1 and shifts(operator, args)):
+                forward.are_plain(operands)) and not (operator.pairwise and len(operands) == 1 and shifts(args)):
             return self._run_directly(forward, func, args, kwargs or {}, operands)
         return self.dispatch(operator, func, args, kwargs or {}, operands)
 
@@ -374,7 +374,7 @@ class Engine(TorchFunctionMode):
         if forward.observed and kind in PRODUCTS and not call.inplace:
             output = _itself(output)
         forward.mark_result(call, output, origins)
-        record = call.released()
+        record = call.released() if forward.observed else None
         if record is not None:
             record.returned(output)
         return output

@@ -36,10 +36,15 @@ class Origin(NamedTuple):
         return self.activation is not None and (self.zero != 0. or self.activation.saturating)
 
 
-def shifts(operator: Operator, args: tuple) -> bool:
-    '''Whether a number is added. A cheap look, for every sum of one operand.'''
-    return operator.pairwise and any(type(arg) in (float, int) or (isinstance(arg, torch.Tensor) and arg.numel() == 1)
-                                     for arg in args[:2])
+def shifts(args: tuple) -> bool:
+    '''Whether one of two summands is a number. A cheap look, for every sum of one operand.'''
+    for arg in args:  # noqa: SIM110 - a generator for any() would take longer than the sum
+        if type(arg) in _NUMBERS or (isinstance(arg, torch.Tensor) and arg.numel() == 1):
+            return True
+    return False
+
+
+_NUMBERS = frozenset((float, int))
 
 
 def follow(call: Call, origins: list[Origin | None]) -> Origin | None:
@@ -47,6 +52,8 @@ def follow(call: Call, origins: list[Origin | None]) -> Origin | None:
     operator, kind = call.operator, call.operator.kind
     if kind is Kind.ACTIVATION or (call.rule is not None and call.rule.name == 'Identity'):
         return Origin(operator, _at_zero(call, origins[0].zero) if origins[0] is not None else 0.)
+    if not operator.pairwise and origins.count(None) == len(origins):
+        return None
     if operator.steered or operator.lends:
         origins = [origin for operand, origin in zip(call.operands, origins, strict=True)
                    if any(operand is other for other in _leading(call))]

@@ -51,12 +51,14 @@ class Call:
         The other arguments.
     operands: list of :py:class:`torch.Tensor`
         The tensors among the arguments that carry relevance.
+    inplace: bool
+        Whether the function writes into its first argument.
     rule: :py:class:`~zennit_attn.propagation.Rule` or None
         The rule that ran: of several that called each other, the last.
     record: :py:class:`~zennit_attn.observer.OperatorObserver` or None
         Who watches the call.
     '''
-    __slots__ = ('forward', 'operator', 'func', 'args', 'kwargs', 'operands', 'rule', 'record', 'original')
+    __slots__ = ('forward', 'operator', 'func', 'args', 'kwargs', 'operands', 'inplace', 'rule', 'record', 'original')
 
     def __init__(self, forward: Running, operator: Operator, func: Callable, args: tuple, kwargs: Mapping,
                  operands: list[torch.Tensor]):
@@ -66,6 +68,7 @@ class Call:
         self.args = args
         self.kwargs = kwargs
         self.operands = operands
+        self.inplace = operator.inplace or kwargs.get('inplace') is True or self._flag()
         self.rule: Rule | None = None
         self.record: OperatorObserver | None = None
         self.original: torch.Tensor | None = None
@@ -110,11 +113,6 @@ class Call:
         elif self._flag():
             args = [False if position == self.operator.flag else arg for position, arg in enumerate(args)]
         return self.func(*args, **kwargs)
-
-    @property
-    def inplace(self) -> bool:
-        '''Whether the function writes into its first argument.'''
-        return self.operator.inplace or self.kwargs.get('inplace') is True or self._flag()
 
     def _flag(self) -> bool:
         flag = self.operator.flag

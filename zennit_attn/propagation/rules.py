@@ -139,6 +139,9 @@ def steered(call):
     steering = call.operator.steered
     if call.kwargs.get('rounding_mode') is not None:
         return constant(call)
+    if len(call.operands) == 1:
+        steers = any(call.operands[0] is call.args[position] for position in steering if position < len(call.args))
+        return constant(call) if steers else proportional(call)
     if not call.carries_at(steering):
         return uniform(call)
     others = [position for position in range(len(call.args)) if position not in steering]
@@ -224,7 +227,8 @@ def is_root(call):
 @rule('ConstantDeviation', left_over=added)
 def normalization(call):
     '''The deviation is a constant; subtracting the mean is linear.'''
-    if call.carries_at(call.operator.decomposed_by):
+    plain = len(call.operands) == 1 and call.operands[0] is call.args[0] and call.operator.normalize is not None
+    if not plain and call.carries_at(call.operator.decomposed_by):
         return decomposed(call)
     x, *rest = call.args
     if torch.is_autocast_enabled(x.device.type) and x.dtype in (torch.float16, torch.bfloat16):
