@@ -1,4 +1,6 @@
 '''Writes into tensors of which several elements share memory, as those of expanded tensors do.'''
+import torch
+
 from ..errors import UnsupportedOperator
 from . import messages
 
@@ -24,7 +26,7 @@ def guard(call):
 def _written(call):
     '''The part of the first argument that is written to, as far as its strides can tell.'''
     target = call.args[0].detach()
-    if call.operator.name != 'setitem':
+    if call.func is not torch.Tensor.__setitem__:
         return target.squeeze()
     index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
     basic = all(item is None or item is Ellipsis or isinstance(item, (int, slice)) for item in index)

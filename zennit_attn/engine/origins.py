@@ -14,6 +14,7 @@ import torch
 from ..operators import Kind, Operator
 from ..propagation import Call
 from ..propagation.constants import is_number
+from ..propagation.rules import clamped
 from ..trees import substitute, tensors_in
 
 
@@ -50,7 +51,7 @@ _NUMBERS = frozenset((float, int))
 def follow(call: Call, origins: list[Origin | None]) -> Origin | None:
     '''Return the origin of what a call returns, given those of its operands.'''
     operator, kind = call.operator, call.operator.kind
-    if kind is Kind.ACTIVATION or (call.rule is not None and call.rule.name == 'Identity'):
+    if kind is Kind.ACTIVATION or call.rule is clamped:
         return Origin(operator, _at_zero(call, origins[0].zero) if origins[0] is not None else 0.)
     if not operator.pairwise and origins.count(None) == len(origins):
         return None

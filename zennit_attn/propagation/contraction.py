@@ -48,7 +48,7 @@ def _terms(call):
         inputs = left.split(',')
         once = sorted(letter for letter in set(left) - {','} if left.count(letter) == 1)
         return inputs, output if arrow else ''.join(once), tensors
-    if call.operator.name in ('multi_dot', 'chain_matmul') and all(tensor.ndim == 2 for tensor in tensors):
+    if call.func in (torch.linalg.multi_dot, torch.chain_matmul) and all(tensor.ndim == 2 for tensor in tensors):
         letters = ascii_letters[:len(tensors) + 1]
         return [letters[place:place + 2] for place in range(len(tensors))], letters[0] + letters[-1], tensors
     return None
