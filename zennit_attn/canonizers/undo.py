@@ -1,6 +1,5 @@
 '''Steps that restore a model, and how they are taken.'''
 from contextlib import suppress
-from threading import RLock
 
 import torch
 
@@ -62,8 +61,9 @@ class Frozen:
     '''Keeps a parameter of a module from requiring a gradient, from :py:meth:`hold` to :py:meth:`release`.
 
     Models may share a parameter, and contexts may close in any order: it is as before when nobody holds it any more.
+    No lock guards this, because an interrupt may come while one is held, and nobody would ever get it again. Each step
+    can be taken again, and looks whether another thread came in between.
     '''
-    _lock = RLock()  # which a canonizer that is collected in between may enter once more
     _holders = {}  # by the id of the parameter: itself, whether it required a gradient, and who holds it
 
     def __init__(self, module, name, parameter):
@@ -73,8 +73,8 @@ class Frozen:
 
     def hold(self):
         '''Freeze the parameter.'''
-        parameter = self.parameter
-        with self._lock:
+        parameter, state = self.parameter, None
+        while self._holders.get(id(parameter)) is not state or state is None:
             state = self._holders.setdefault(id(parameter), (parameter, parameter.requires_grad, set()))
             state[2].add(self)
             parameter.requires_grad_(False)
@@ -86,9 +86,11 @@ class Frozen:
         current = self.module._parameters.get(self.name)
         if current is not None and address(current) == address(parameter):
             self.module._parameters[self.name] = parameter
-        with self._lock:
-            _, requires_grad, holders = self._holders.get(id(parameter), (None, False, {self}))
-            holders.discard(self)
-            if not holders and id(parameter) in self._holders:
-                parameter.requires_grad_(requires_grad)
-                self._holders.pop(id(parameter))
+        _, requires_grad, holders = self._holders.get(id(parameter), (None, False, {None}))
+        holders.discard(self)
+        if not holders:
+            parameter.requires_grad_(requires_grad)
+            if holders:  # somebody came in between
+                parameter.requires_grad_(False)
+            else:
+                self._holders.pop(id(parameter), None)
