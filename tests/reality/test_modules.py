@@ -275,7 +275,7 @@ def test_weights_of_a_tensor_subclass_in_operator_code(make, cls):
     assert_closed(audit(model, make(), data(), one_hot))
 
 
-@since('2.8', 'before it, distributed tensors do not know all that a linear layer needs')
+@since('2.15', 'older distributed tensors do not know all that a linear layer and a ledger need')
 @pytest.mark.filterwarnings('ignore:DTensor random operators')
 def test_distributed_parameters():
     '''As torch distributes a model, here to one process.'''
