@@ -8,6 +8,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from cases.problems import DIM
 from helpers import assert_closed, one_hot, relevance_of, stock
+from versions import since
 from zennit_attn.composites import CPLRP, AttnLRP
 from zennit_attn.conservation import audit
 from zennit_attn.errors import AttributionError
@@ -274,6 +275,7 @@ def test_weights_of_a_tensor_subclass_in_operator_code(make, cls):
     assert_closed(audit(model, make(), data(), one_hot))
 
 
+@since('2.15', 'older distributed tensors do not know all that a linear layer and a ledger need')
 @pytest.mark.filterwarnings('ignore:DTensor random operators')
 def test_distributed_parameters():
     '''As torch distributes a model, here to one process.'''
