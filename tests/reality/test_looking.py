@@ -174,7 +174,7 @@ def test_removed_while_the_forward_runs():
     model = built(Looking, lambda model: composite.remove())
     before = Snapshot(model)
     composite.register(model)
-    with pytest.raises(RuntimeError):
+    with pytest.raises((RuntimeError, ValueError)):  # old versions of torch raise the latter of no inputs
         torch.autograd.grad(model(given().clone().requires_grad_()).sum(), [])
     model.answers.clear()
     assert_restored(before, model)
