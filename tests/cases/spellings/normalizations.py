@@ -3,6 +3,8 @@ import torch
 import torch.nn.functional as F
 from einops import reduce
 
+from versions import TORCH
+
 EPS = 1e-5
 
 
@@ -67,6 +69,10 @@ def range_of_sort(m, x):
 def range_of_aminmax(m, x):
     low, high = torch.aminmax(x, dim=-1, keepdim=True)
     return (x - low) / (high - low)
+
+
+#: Before torch 2.12, it has no derivative.
+BY_AMINMAX = [('aminmax', range_of_aminmax)] if TORCH >= (2, 12) else []
 
 
 SPELLINGS = {
@@ -176,6 +182,6 @@ SPELLINGS = {
     'range normalization': [
         ('amin and amax', lambda m, x: (x - x.amin(-1, True)) / (x.amax(-1, True) - x.amin(-1, True))),
         ('min and max', lambda m, x: (x - x.min(-1, True)[0]) / (x.max(-1, True).values - x.min(-1, True).values)),
-        ('aminmax', range_of_aminmax), ('sort', range_of_sort),
+        *BY_AMINMAX, ('sort', range_of_sort),
     ],
 }
