@@ -10,6 +10,7 @@ from zennit.rules import Gamma as ZennitGamma
 
 from . import propagation
 from .engine import Engine, engine_of
+from .errors import ContextError
 from .engine.module_calls import addresses, check_active, check_parameters
 from .kernels import GammaLinear, LinearMap, gamma_gradient
 from .operators import Kind
@@ -218,6 +219,40 @@ class Taylor(OperatorRule):
         return dict.fromkeys(self.kinds, self.operate)
 
 
+class Secant(OperatorRule):
+    r'''Differences from a reference: every operator by its secant, ``sum R_x = g_y (y - y0)`` with ``R_x = (x - x0) g_x``.
+
+    It is the rule of a model as a whole. For an input `x` and a reference `x0` the relevance of the input adds up to
+    :math:`f(x) - f(x_0)`: constants, positions and biases are the same in both and absorb nothing. See
+    :py:class:`~zennit_attn.composites.Difference`, which has the formulas.
+
+    Parameters
+    ----------
+    reference: :py:class:`torch.Tensor`, callable or float, optional
+        The reference. See :py:class:`~zennit_attn.composites.Difference`.
+    stabilizer: callable or float, optional
+        Accepted for uniformity; the rule divides by nothing.
+    '''
+    kinds = frozenset(propagation.DIFFERENCES)
+
+    def __init__(self, reference=0., stabilizer=1e-6):
+        super().__init__(stabilizer=stabilizer)
+        self.reference = reference
+
+    def copy(self):
+        '''Return a copy of this rule, with its arguments.'''
+        return type(self)(reference=self.reference, stabilizer=self.stabilizer)
+
+    def rules_inside(self):
+        '''Return the rules by kind of operator that hold inside of the model.'''
+        return propagation.DIFFERENCES
+
+    def backward(self, module, grad_input, grad_output):
+        '''Refuse to explain a module by itself: there is no reference for its input.'''
+        raise ContextError('the rule Secant explains a model as a whole, with AttentionCanonizer; use the composite '
+                           'zennit_attn.composites.Difference')
+
+
 class Gamma(ZennitGamma):
     r'''Zennit's generalized gamma rule [1]_ in four products instead of ten.
 
@@ -269,12 +304,18 @@ class Gamma(ZennitGamma):
             return NotImplemented
         gamma, stabilizer = self.arguments['gamma'], Stabilizer.ensure(self.arguments['stabilizer'])
 
-        name, before = forward.location.name_of(module), addresses(module)
+        name, before, references = forward.location.name_of(module), addresses(module), forward.references
 
         def gradient(x, output, grad):
             check_active(self)
             check_parameters(module, before, name, self)
-            return gamma_gradient(LinearMap(module), x, output, grad, gamma, stabilizer, zeroed)
+            return gamma_gradient(
+                LinearMap(module, references is None), x, output, grad, gamma, stabilizer, zeroed)
         forward.check_tag(args[0], name)
         report = forward.observer and forward.observer.rule(name, module, self)
-        return forward.mark(GammaLinear.apply(args[0], function, gradient, report))
+        if references is None:
+            return forward.mark(GammaLinear.apply(args[0], function, gradient, report))
+        reference = references.of(args[0])
+        reference = reference, function(reference).detach()
+        return references.set(
+            forward.mark(GammaLinear.apply(args[0], function, gradient, report, reference)), reference[1])

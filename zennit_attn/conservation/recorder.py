@@ -83,6 +83,10 @@ class Recorder(Observer):
         key = SinkKey(where, 'to relevance', 'stabilizer', '')
         return lambda amount: self.take(key, amount)
 
+    def reference(self, where):
+        '''Return a function that books what the reference gives at the output.'''
+        return lambda amount: self.take(SinkKey('', where, 'reference', ''), amount)
+
     def rule(self, where, module, hook):
         '''Return a function that books what went into a rule less what came out.'''
         key = SinkKey(where, type(hook).__name__, 'rule', '')
@@ -189,7 +193,7 @@ class _Record(OperatorObserver):
         return {key: self._taken_off(operand) for key, operand in operands.items()}
 
     def _taken_off(self, operand):
-        view, value = operand.view_as(operand), operand.detach().clone()
+        view, value = operand.view_as(operand), self.recorder.engine.forward.contribution(operand).clone()
         view.register_hook(lambda grad: self.recorder.take(self._hidden(), -_inner(value, grad)))
         return view
 

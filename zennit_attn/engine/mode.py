@@ -350,6 +350,8 @@ class Engine(TorchFunctionMode):
             return target
         with self:
             output = out_of_place(call.func, call.operator.name)(target.detach().clone(), *rest, **call.kwargs)
+        if self.forward.references is not None:
+            self.forward.references.put_in_place(target, output)
         target.copy_(output)
         if tag_of(output) is None:
             return self.forward.mark_constant(target)
@@ -360,6 +362,8 @@ class Engine(TorchFunctionMode):
         forward, kind = self.forward, call.operator.kind
         if call.operator.mask is not None:
             call.flatten_mask()
+        if forward.references is not None:
+            forward.references.begin(call)
         origins = [origin_of(operand) for operand in call.operands]
         check_memory = guard(call) if call.inplace else None
         module, hook = forward.rule_of(kind)

@@ -6,10 +6,21 @@ from .delta import delta_rule, delta_rule_values
 from .gamma import GammaLinear, LinearMap, gamma_gradient
 from .linear import ConstantConvolution, ConstantLinear
 from .normalization import batch_norm, group_norm, instance_norm, layer_norm, per_channel, rms_norm
+from .secants import (
+    along_path,
+    between_picks,
+    logarithmic_mean,
+    normalization_gradient,
+    pulled_back,
+    slope,
+    softmax_gradient,
+    with_gradient,
+)
 
 __all__ = [
-    'ConstantAttention', 'ConstantConvolution', 'ConstantLinear', 'GammaLinear', 'LinearMap', 'Scale', 'backends',
-    'batch_norm', 'blank_rows', 'causal_dot_product', 'causal_dot_product_values', 'delta_rule', 'delta_rule_values',
-    'gamma_gradient', 'group_norm', 'instance_norm', 'layer_norm', 'per_channel', 'plain_precision', 'rms_norm',
-    'slope_at_zero',
+    'ConstantAttention', 'ConstantConvolution', 'ConstantLinear', 'GammaLinear', 'LinearMap', 'Scale', 'along_path',
+    'backends', 'batch_norm', 'between_picks', 'blank_rows', 'causal_dot_product', 'causal_dot_product_values',
+    'delta_rule', 'delta_rule_values', 'gamma_gradient', 'group_norm', 'instance_norm', 'layer_norm',
+    'logarithmic_mean', 'normalization_gradient', 'per_channel', 'plain_precision', 'pulled_back', 'rms_norm', 'slope',
+    'slope_at_zero', 'softmax_gradient', 'with_gradient',
 ]

@@ -5,6 +5,8 @@ whatever is linear. A rule takes a :py:class:`Call` and runs it; it may ask the 
 :py:class:`~zennit_attn.propagation.call.Running` says.
 '''
 from .call import Call, Running
+from .difference import DIFFERENCES
+from .reference import Reference
 from .rule import Absorbed, Rule, rule
 from .rules import (
     RULES,
@@ -26,7 +28,7 @@ from .rules import (
 from .taylor import EXPANDED, softmax_dim, taylor, taylor_softmax
 
 __all__ = [
-    'EXPANDED', 'RULES', 'Absorbed', 'Call', 'Rule', 'Running', 'activation', 'add', 'attention', 'constant',
+    'DIFFERENCES', 'EXPANDED', 'RULES', 'Absorbed', 'Call', 'Reference', 'Rule', 'Running', 'activation', 'add', 'attention', 'constant',
     'decomposed', 'gate', 'linear', 'multiply', 'normalization', 'proportional', 'rearrange', 'rule', 'scaled',
     'select', 'softmax_dim', 'taylor', 'taylor_softmax', 'uniform',
 ]

@@ -1,0 +1,374 @@
+'''Rules of differences: relevance relative to a reference, by the secant of each operator.
+
+With a bar for the mean of the two values that a quantity has, for the input and for the reference ``x0``, every rule
+returns a ``g_x`` with ``sum g_x (x - x0) = g_y (y - y0)``. So constants cancel, and nothing is absorbed.
+'''
+import torch
+from torch.nn import functional
+
+from ..kernels import (
+    along_path,
+    between_picks,
+    logarithmic_mean,
+    normalization_gradient,
+    pulled_back,
+    slope,
+    softmax_gradient,
+    with_gradient,
+)
+from ..operators import Kind
+from ..trees import substitute, tensors_in
+from .constants import nothing, replaced
+from .rule import Absorbed, rule
+from .rules import RULES, constant, decomposed, rearrange
+from .taylor import softmax_dim
+
+
+def _unexplained(call, output, place=0):
+    '''``y - y0``, of which what the operands receive is taken off where they are watched.'''
+    return Absorbed(output - tensors_in(call.reference.output)[place], hidden=True)
+
+
+@rule('Difference', left_over=nothing, moved=replaced)
+def moved(call):
+    '''Values move; constants that are put beside them are the same in the reference.'''
+    return rearrange.function(call)
+
+
+@rule('Difference', left_over=nothing)
+def summed(call):
+    '''What is linear in its operands together is linear in their differences.'''
+    return call.run()
+
+
+def function_of(call):
+    '''The function of the call's operands alone, without writing to any.'''
+    places = {id(operand): place for place, operand in enumerate(call.operands)}
+
+    def function(*operands):
+        args, kwargs = substitute((call.args, call.kwargs), lambda tensor: (
+            operands[places[id(tensor)]] if id(tensor) in places else tensor))
+        return call.run_out_of_place(args, kwargs)
+    return function
+
+
+def _plain(call):
+    '''What the call returns, without gradients and without writing to anything.'''
+    with torch.no_grad():
+        return call.run_out_of_place()
+
+
+def _returned(call, output, gradients, operands=None):
+    return call.write_back(with_gradient(output, gradients, _kept(call) if operands is None else operands))
+
+
+def _kept(call):
+    '''The operands, of which the first may be about to be overwritten.'''
+    return [operand.clone() if call.inplace and operand is call.args[0] else operand for operand in call.operands]
+
+
+def _along(call, points):
+    unique = list({id(operand): (operand, value) for operand, value in
+                   zip(call.operands, call.reference.operands, strict=True)}.values())
+    operands, values = [operand for operand, _ in unique], [value for _, value in unique]
+    places = {id(operand): place for place, operand in enumerate(operands)}
+
+    def function(*own):
+        args, kwargs = substitute((call.args, call.kwargs), lambda tensor: (
+            own[places[id(tensor)]] if id(tensor) in places else tensor))
+        return call.run_out_of_place(args, kwargs)
+    output = _plain(call)
+    kept = [operand.clone() if call.inplace and operand is call.args[0] else operand for operand in operands]
+    gradients = along_path(function, points, [operand.detach() for operand in kept], values)
+    return call.write_back(with_gradient(output, gradients, kept))
+
+
+@rule('Difference', left_over=nothing)
+def product(call, factors):
+    '''A product of `n` factors is a polynomial along the path: ``n / 2`` points are exact, the mean for two factors.'''
+    return _along(call, (factors + 1) // 2)
+
+
+@rule('Difference', left_over=_unexplained)
+def path(call):
+    '''Any other function of several operands: its gradient averaged over the path. What is left over is a sink.'''
+    operands = {id(operand): operand for operand in call.operands}
+    if call.record is not None:
+        watched = call.record.expand(operands)
+        call.args, call.kwargs = substitute(
+            (call.args, call.kwargs), lambda tensor: watched.get(id(tensor), tensor))
+        call.operands = [watched[id(operand)] for operand in call.operands]
+    return _along(call, 4)
+
+
+def multiplied(call):
+    '''Products, quotients and contractions.'''
+    operator = call.operator
+    if call.carries_at(operator.decomposed_by):
+        return decomposed(call)
+    if operator.over:
+        return _over_entries(call)
+    if operator.steered:
+        return _steered(call)
+    factors = len(call.factors)
+    if factors > 8:
+        return path(call)
+    return summed(call) if factors < 2 else product(call, factors)
+
+
+def _over_entries(call):
+    tensor, *rest = call.args
+    dim = rest[0] if rest else call.kwargs.get('dim')
+    entries = tensor.numel() if dim is None else tensor.shape[dim]
+    return path(call) if entries > 8 else product(call, entries)
+
+
+def _steered(call):
+    if call.kwargs.get('rounding_mode') is not None:
+        return path(call)
+    if not call.carries_at(call.operator.steered):
+        others = len(call.operands)
+        return summed(call) if others < 2 else product(call, others)
+    name = call.operator.name
+    return quotient(call) if name.endswith(('div', 'divide', 'truediv')) and not call.kwargs else path(call)
+
+
+@rule('Difference', left_over=nothing)
+def quotient(call):
+    '''``y = a / b``: ``dy = (da - mean(y) db) / mean(b)``.'''
+    over = call.operator.steered[0]
+    numerator, denominator = call.args[1 - over], call.args[over]
+    reference = call.reference
+    output = _plain(call)
+    mean = (output + reference.output) / 2
+    below = (denominator.detach() + reference.args[over]) / 2
+    operands, shapes = [], []
+    for place, tensor in ((0, numerator), (1, denominator)):
+        if call.carries(tensor):
+            own = tensor.clone() if call.inplace and tensor is call.args[0] else tensor
+            operands.append(own)
+            shapes.append((place, tensor.shape))
+
+    def gradients(grad):
+        parts = {0: grad / below, 1: -grad * mean / below}
+        return tuple(parts[place].sum_to_size(shape) for place, shape in shapes)
+    return _returned(call, output, gradients, operands)
+
+
+def elementwise(call):
+    '''Functions of each element go by their slope, others by parts or along the path.'''
+    operator = call.operator
+    if _is_quadratic(call):
+        return quadratic(call, _DEVIATIONS.get(operator.name, True))
+    if operator.name in _EXPONENT:
+        return picks(call)
+    if operator.name == 'logsumexp' and not call.operands[0].is_complex():
+        return log_sum_exp(call)
+    if len(call.operands) == 1 and call.carries(call.args[0]) and not operator.joint and (
+            not call.args[0].is_complex()):
+        output = _plain(call)
+        if isinstance(output, torch.Tensor) and output.shape == call.args[0].shape and (
+                operator.name not in _OF_SEVERAL):
+            return secant(call, output)
+    return path(call)
+
+
+#: Functions of all elements of their operand, though of its shape.
+_OF_SEVERAL = frozenset('cholesky inv inverse linalg_inv pinv pinverse cholesky_inverse'.split())
+
+
+@rule('Difference', left_over=nothing)
+def secant(call, output):
+    '''``g_x = g_y (y - y0) / (x - x0)`` for a function of each element.'''
+    operand, = _kept(call)
+    slopes = slope(function_of(call), operand.detach(), call.reference.operands[0], output, call.reference.output)
+    return _returned(call, output, lambda grad: (grad * slopes,), [operand])
+
+
+@rule('Difference', left_over=nothing)
+def picks(call):
+    '''What picks by the data: from the picks for the reference to those for the input.'''
+    if call.operator.bounds and len(call.operands) == 1:
+        return elementwise(call)
+    if any(operand.is_complex() for operand in call.operands):
+        return path(call)
+    output, kept = _plain(call), _kept(call)
+    gradients = between_picks(function_of(call), [operand.detach() for operand in kept], call.reference.operands)
+    return _returned(call, output, gradients, kept)
+
+
+def added(call):
+    '''Sums, and the few of that kind which pick.'''
+    if call.operator.name in ('quantile', 'nanquantile'):
+        return picks(call)
+    if call.carries_at(call.operator.decomposed_by):
+        return decomposed(call)
+    if call.operator.trains:
+        return RULES[Kind.ADD](call)
+    return multiplied(call) if call.operator.factors else summed(call)
+
+
+@rule('Difference', left_over=nothing)
+def softmax(call):
+    '''A softmax by the logarithmic mean `L` of its two values: ``g_x = L (g - sum(L g) / sum(L))``.'''
+    operator = call.operator
+    if operator.random or operator.tangent is None:
+        return path(call)
+    dim = softmax_dim(call)
+    output, reference = _plain(call), call.reference.output
+    logarithmic = operator.name == 'log_softmax'
+    sign = -1. if operator.name == 'softmin' else 1.
+    logs = (output, reference) if logarithmic else (
+        functional.log_softmax(sign * call.before[0].detach().to(output.dtype), dim),
+        functional.log_softmax(sign * call.reference.args[0].to(output.dtype), dim))
+    values = (output.exp(), reference.exp()) if logarithmic else (output, reference)
+    mean = logarithmic_mean(*values, *logs)
+    total = mean.sum(dim, keepdim=True)
+    share = mean / torch.where(total == 0, 1., total)
+    dtype = call.args[0].dtype
+
+    def gradients(grad):
+        if logarithmic:
+            return ((grad - share * grad.sum(dim, keepdim=True)).to(dtype),)
+        return ((sign * softmax_gradient(grad, mean, dim)).to(dtype),)
+    return _returned(call, output, gradients)
+
+
+@rule('Difference', left_over=nothing)
+def log_sum_exp(call):
+    '''``ln sum exp x``: ``g_x = g_y L / sum(L)`` with the logarithmic mean `L` of the softmax.'''
+    dim, keep = _reduced(call)
+    x, x0 = call.args[0].detach(), call.reference.args[0]
+    logs = [tensor - tensor.logsumexp(dim, keepdim=True) for tensor in (x, x0)]
+    mean = logarithmic_mean(logs[0].exp(), logs[1].exp(), *logs)
+    share = mean / mean.sum(dim, keepdim=True)
+
+    def gradients(grad):
+        return (share * (grad if keep else _unreduced(grad, dim, x.ndim)),)
+    return _returned(call, _plain(call), gradients)
+
+
+def _reduced(call):
+    dim = call.args[1] if len(call.args) > 1 else call.kwargs['dim']
+    keep = call.args[2] if len(call.args) > 2 else call.kwargs.get('keepdim', False)
+    return (dim,) if isinstance(dim, int) else tuple(dim), keep
+
+
+def _unreduced(grad, dim, ndim):
+    for axis in sorted(axis % ndim for axis in dim):
+        grad = grad.unsqueeze(axis)
+    return grad
+
+
+def attention(call):
+    '''Fused attention: step by step, or along the path.'''
+    if call.operator.decomposition is not None:
+        return decomposed(call)
+    factors = len(call.factors)
+    return product(call, factors) if 1 < factors else summed(call) if factors else path(call)
+
+
+def normalization(call):
+    '''Normalizations: their deviation has a secant too.'''
+    operator = call.operator
+    plain = len(call.operands) == 1 and call.operands[0] is call.args[0]
+    if not plain and call.carries_at(operator.decomposed_by):
+        return decomposed(call)
+    rows = _ROWS.get(operator.name)
+    if rows is None:
+        return path(call)
+    rows = rows(*call.args, **call.kwargs)
+    return summed(call) if rows is None else normalized(call, *rows)
+
+
+@rule('Difference', left_over=nothing)
+def normalized(call, rows, weight, eps, centres):
+    '''See :py:func:`~zennit_attn.kernels.secants.normalization_gradient`.'''
+    x = call.before[0].detach()
+    working = torch.promote_types(x.dtype, torch.float32)
+    centred, scale = [], []
+    for tensor in (x, call.reference.args[0]):
+        values = rows(tensor.to(working))
+        values = values - values.mean(-1, keepdim=True) if centres else values
+        centred.append(values)
+        scale.append((values.square().mean(-1, keepdim=True) + eps).rsqrt())
+
+    def gradients(grad):
+        weighted = grad if weight is None else grad * weight
+        result = normalization_gradient(rows(weighted.to(working)), *centred, *scale, centres)
+        return (result.reshape(x.shape).to(x.dtype),)
+    return _returned(call, _plain(call), gradients, [call.args[0]])
+
+
+def _layer_rows(x, shape, weight=None, bias=None, eps=1e-5, *_):
+    return lambda tensor: tensor.flatten(-len(shape)), weight, eps, True
+
+
+def _rms_rows(x, shape, weight=None, eps=None):
+    return lambda tensor: tensor.flatten(-len(shape)), weight, torch.finfo(x.dtype).eps if eps is None else eps, False
+
+
+def _group_rows(x, groups, weight=None, bias=None, eps=1e-5, *_):
+    weight = None if weight is None else weight.reshape(1, -1, *[1] * (x.ndim - 2))
+    return lambda tensor: tensor.reshape(tensor.shape[0] * groups, -1), weight, eps, True
+
+
+def _instance_rows(x, mean=None, variance=None, weight=None, bias=None, use_input_stats=True, momentum=.1, eps=1e-5):
+    return _group_rows(x, x.shape[1], weight, bias, eps) if use_input_stats else None
+
+
+def _batch_rows(x, mean, variance, weight=None, bias=None, training=False, *_):
+    return None
+
+
+_ROWS = {'layer_norm': _layer_rows, 'rms_norm': _rms_rows, 'group_norm': _group_rows,
+         'instance_norm': _instance_rows, 'batch_norm': _batch_rows}
+
+
+# roots of what is quadratic in the operands: norms, distances and deviations
+
+@rule('Difference', left_over=nothing)
+def quadratic(call, root=True):
+    '''``y = sqrt(q)`` with `q` quadratic: ``dy = dq / (y + y0)``, and ``dq`` is that at the mean of the operands.
+
+    The gradient of `y` there is that of `q` over twice ``sqrt(q)``, so one factor is all that is needed. A mean that is
+    returned beside it is linear.
+    '''
+    output, kept = _plain(call), _kept(call)
+    means = [(operand.detach() + value) / 2 for operand, value in zip(kept, call.reference.operands, strict=True)]
+    function = function_of(call)
+    with torch.no_grad():
+        middle = tensors_in(function(*means))
+    sums = [own + other for own, other in zip(tensors_in(output), tensors_in(call.reference.output), strict=True)]
+    linear = call.operator.linear_outputs
+    factors = [1. if place in linear or not root else 2 * at / torch.where(total == 0, 1., total)
+               for place, (at, total) in enumerate(zip(middle, sums, strict=True))]
+
+    def gradients(*grads):
+        scaled = [None if grad is None else grad * factor for grad, factor in zip(grads, factors, strict=True)]
+        return tuple(pulled_back(function, means, scaled))
+    return _returned(call, output, gradients, kept)
+
+
+def _is_quadratic(call):
+    '''Whether a function is a variance, or a norm or distance with squares.'''
+    position = _EXPONENT.get(call.operator.name)
+    if position is None:
+        return call.operator.name in _DEVIATIONS
+    default = 2. if len(call.args) <= position else call.args[position]
+    exponent = call.kwargs.get('p', call.kwargs.get('ord', default))
+    if call.func is torch.linalg.norm and exponent in (2, 2.):
+        return False  # of a matrix it is the largest singular value
+    return exponent in (None, 2, 2., 'fro')
+
+
+_DEVIATIONS = {'var': False, 'var_mean': False, 'std': True, 'std_mean': True, 'hypot': True, 'frobenius_norm': True}
+#: The position of the exponent in the arguments.
+_EXPONENT = {'norm': 1, 'vector_norm': 1, 'linalg_vector_norm': 1, 'cdist': 2, 'dist': 2, 'pairwise_distance': 2}
+
+#: The rule of each kind of operator.
+DIFFERENCES = {
+    Kind.REARRANGE: moved, Kind.SELECT: picks, Kind.ADD: added, Kind.LINEAR: multiplied, Kind.EINSUM: multiplied,
+    Kind.MULTIPLY: multiplied, Kind.SOFTMAX: softmax, Kind.ATTENTION: attention, Kind.GATE: elementwise,
+    Kind.ACTIVATION: elementwise, Kind.NORMALIZATION: normalization, Kind.COMPOSED: decomposed,
+}
