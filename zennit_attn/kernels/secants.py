@@ -47,40 +47,58 @@ def with_gradient(output, gradients, operands):
     return type(output)(result if isinstance(result, tuple) else (result,)) if several else result
 
 
-def slope(function, x, x0, y, y0):
+def slope(function, x, x0, y, y0, alone=False):
     '''The secant of a function of each element, ``(y - y0) / (x - x0)``, or its derivative where the two are close.
 
     Close are numbers between which a difference has lost a third of its digits. The derivative is that in the middle,
-    of which the error is of second order.
+    of which the error is of second order. A function that is `alone` takes no tensor beside its operand.
     '''
-    gap = x - x0
-    close = gap.abs() <= torch.finfo(gap.dtype).eps ** (1 / 3) * (1 + x.abs())
+    gap, tolerance = x - x0, torch.finfo(x.dtype).eps ** (1 / 3)
+    # Also true for what is no number, as the difference of two scores that are masked with minus infinity.
+    close = ~(torch.add(gap.abs(), x.abs(), alpha=-tolerance) > tolerance)
+    secant = (y - y0).div_(gap)
+    if close.any():
+        middle = (x[close] + x0[close]).div_(2)
+        if not alone:
+            everywhere = torch.zeros_like(x)
+            everywhere[close] = middle
+        found = _derivative(function, middle) if alone else _derivative(function, everywhere)[close]
+        secant[close] = found.masked_fill_(middle.isinf(), 0.)
+    return secant
+
+
+def _derivative(function, x):
+    leaf = x.detach().clone().requires_grad_()
     with torch.enable_grad():
-        middle = ((x + x0) / 2).requires_grad_()
-        result = function(middle)
-        tangent, = torch.autograd.grad(result, middle, torch.ones_like(result), allow_unused=True)
-    tangent = torch.zeros_like(x) if tangent is None else tangent
-    secant = torch.where(close, tangent, (y - y0) / torch.where(close, torch.ones_like(gap), gap))
-    # From or to what is masked with minus infinity there is no slope.
-    return torch.where(gap.isfinite() | close, secant, 0.)
+        result = function(leaf)
+    found, = torch.autograd.grad(result, leaf, torch.ones_like(result), allow_unused=True)
+    return torch.zeros_like(x) if found is None else found
 
 
-def logarithmic_mean(y, y0, log_y, log_y0):
-    r'''``(y - y0) / (ln y - ln y0)``, the mean of two numbers by which the secants of ``exp`` and ``ln`` go.
+def logarithmic_mean(y, y0, log_ratio):
+    r'''``(y - y0) / ln(y / y0)``, the mean of two numbers by which the secants of ``exp`` and ``ln`` go.
 
-    It is the arithmetic mean times :math:`\tanh(h) / h` with `h` half the difference of the logarithms, which loses no
-    digits where the two are close.
+    It is the arithmetic mean times :math:`\tanh(h) / h` with `h` half the logarithm of their ratio, which loses no
+    digits where the two are close. `log_ratio` is overwritten; where it is not a number, as where both are 0, the mean
+    is 0.
     '''
-    half = (log_y - log_y0) / 2
-    factor = torch.where(half == 0, 1., torch.tanh(half) / torch.where(half == 0, 1., half))
-    return torch.where(half.isnan(), 0., (y + y0) / 2 * factor)
+    half = log_ratio.mul_(.5).add_(torch.finfo(log_ratio.dtype).tiny * 1e6)  # of which none is 0
+    return torch.tanh(half).div_(half).mul_(y + y0).mul_(.5).nan_to_num_(0.)
+
+
+def log_ratio_of_softmax(x, x0, y, y0, dim):
+    '''``ln(y / y0)`` of the softmax `y` of `x` and `y0` of `x0`, also where one of them is too small to be a number.'''
+    norms = [scores.amax(dim, keepdim=True) - values.amax(dim, keepdim=True).log()
+             for scores, values in ((x, y), (x0, y0))]
+    return (x - x0).sub_(norms[0] - norms[1])
 
 
 def softmax_gradient(grad, mean, dim):
     '''``g_x = L (g - sum(L g) / sum(L))``, with `L` the logarithmic mean of the softmax and that of the reference.'''
     total = mean.sum(dim, keepdim=True)
-    inner = (mean * grad).sum(dim, keepdim=True) / torch.where(total == 0, 1., total)
-    return mean * (grad - inner)
+    weighted = mean * grad
+    inner = weighted.sum(dim, keepdim=True).div_(total.masked_fill_(total == 0, 1.))
+    return torch.addcmul(weighted, mean, inner, value=-1.)
 
 
 def along_path(function, points, operands, references):
@@ -196,6 +214,30 @@ def _pushed(function, at, vectors):
     pulled = torch.autograd.grad(outputs, leaves, dummies, create_graph=True, allow_unused=True)
     pairs = [(grad, vector) for grad, vector in zip(pulled, vectors, strict=True) if grad is not None]
     return torch.autograd.grad([grad for grad, _ in pairs], dummies, [vector for _, vector in pairs])
+
+
+def of_two_factors(operands, references, contracts):
+    '''The gradient of a product of two tensors, element by element or, if it `contracts`, of matrices.
+
+    Parameters
+    ----------
+    operands, references: list of :py:class:`torch.Tensor`
+        The two factors, and what they are for the reference.
+    contracts: bool
+        Whether it is a product of matrices, with two dimensions each or more.
+
+    Returns
+    -------
+    callable
+        Takes the gradient of the product and returns those of the factors.
+    '''
+    left, right = (torch.lerp(reference, operand, .5) for operand, reference in zip(operands, references, strict=True))
+    shapes = [operand.shape for operand in operands]
+
+    def gradients(grad):
+        found = (grad @ right.mH, left.mH @ grad) if contracts else (grad * right.conj(), grad * left.conj())
+        return tuple(each.sum_to_size(shape) for each, shape in zip(found, shapes, strict=True))
+    return gradients
 
 
 def normalization_gradient(grad, centred, centred0, scale, scale0, centres):

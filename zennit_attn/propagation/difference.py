@@ -7,10 +7,14 @@ import torch
 from torch.nn import functional
 
 from ..kernels import (
+    ConstantLinear,
+    SecantAttention,
     along_path,
     between_picks,
+    log_ratio_of_softmax,
     logarithmic_mean,
     normalization_gradient,
+    of_two_factors,
     pulled_back,
     slope,
     softmax_gradient,
@@ -20,7 +24,7 @@ from ..operators import Kind
 from ..trees import substitute, tensors_in
 from .constants import nothing, replaced
 from .rule import Absorbed, rule
-from .rules import RULES, constant, decomposed, rearrange
+from .rules import RULES, decomposed, may_skip, rearrange
 from .taylor import softmax_dim
 
 
@@ -38,6 +42,8 @@ def moved(call):
 @rule('Difference', left_over=nothing)
 def summed(call):
     '''What is linear in its operands together is linear in their differences.'''
+    if call.func is functional.linear and may_skip(call):
+        return ConstantLinear.apply(*call.args, *[None] * (3 - len(call.args)))
     return call.run()
 
 
@@ -86,7 +92,18 @@ def _along(call, points):
 @rule('Difference', left_over=nothing)
 def product(call, factors):
     '''A product of `n` factors is a polynomial along the path: ``n / 2`` points are exact, the mean for two factors.'''
+    contracts = call.func in _MATRIX_PRODUCTS
+    if len(call.operands) == 2 == len(call.args) and (contracts or call.func in _TIMES) and not call.kwargs:
+        output, kept = _plain(call), _kept(call)
+        if not contracts or min(operand.ndim for operand in kept) > 1:
+            gradients = of_two_factors([operand.detach() for operand in kept], call.reference.operands, contracts)
+            return _returned(call, output, gradients, kept)
     return _along(call, (factors + 1) // 2)
+
+
+_TIMES = frozenset((torch.mul, torch.Tensor.mul, torch.Tensor.mul_, torch.Tensor.__mul__, torch.Tensor.__imul__))
+_MATRIX_PRODUCTS = frozenset((torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm,
+                              torch.mm, torch.Tensor.mm))
 
 
 @rule('Difference', left_over=_unexplained)
@@ -181,7 +198,8 @@ _OF_SEVERAL = frozenset('cholesky inv inverse linalg_inv pinv pinverse cholesky_
 def secant(call, output):
     '''``g_x = g_y (y - y0) / (x - x0)`` for a function of each element.'''
     operand, = _kept(call)
-    slopes = slope(function_of(call), operand.detach(), call.reference.operands[0], output, call.reference.output)
+    slopes = slope(function_of(call), operand.detach(), call.reference.operands[0], output, call.reference.output,
+                   alone=len(tensors_in(call.args, call.kwargs)) == 1)
     return _returned(call, output, lambda grad: (grad * slopes,), [operand])
 
 
@@ -218,13 +236,12 @@ def softmax(call):
     output, reference = _plain(call), call.reference.output
     logarithmic = operator.name == 'log_softmax'
     sign = -1. if operator.name == 'softmin' else 1.
-    logs = (output, reference) if logarithmic else (
-        functional.log_softmax(sign * call.before[0].detach().to(output.dtype), dim),
-        functional.log_softmax(sign * call.reference.args[0].to(output.dtype), dim))
-    values = (output.exp(), reference.exp()) if logarithmic else (output, reference)
-    mean = logarithmic_mean(*values, *logs)
-    total = mean.sum(dim, keepdim=True)
-    share = mean / torch.where(total == 0, 1., total)
+    if logarithmic:
+        mean = logarithmic_mean(output.exp(), reference.exp(), output - reference)
+        share = mean / _divisor(mean.sum(dim, keepdim=True))
+    else:
+        scores = [sign * tensor.to(output.dtype) for tensor in (call.before[0].detach(), call.reference.args[0])]
+        mean = logarithmic_mean(output, reference, log_ratio_of_softmax(*scores, output, reference, dim))
     dtype = call.args[0].dtype
 
     def gradients(grad):
@@ -234,14 +251,18 @@ def softmax(call):
     return _returned(call, output, gradients)
 
 
+def _divisor(total):
+    return torch.where(total == 0, 1., total)
+
+
 @rule('Difference', left_over=nothing)
 def log_sum_exp(call):
     '''``ln sum exp x``: ``g_x = g_y L / sum(L)`` with the logarithmic mean `L` of the softmax.'''
     dim, keep = _reduced(call)
     x, x0 = call.args[0].detach(), call.reference.args[0]
     logs = [tensor - tensor.logsumexp(dim, keepdim=True) for tensor in (x, x0)]
-    mean = logarithmic_mean(logs[0].exp(), logs[1].exp(), *logs)
-    share = mean / mean.sum(dim, keepdim=True)
+    mean = logarithmic_mean(logs[0].exp(), logs[1].exp(), logs[0] - logs[1])
+    share = mean / _divisor(mean.sum(dim, keepdim=True))
 
     def gradients(grad):
         return (share * (grad if keep else _unreduced(grad, dim, x.ndim)),)
@@ -263,9 +284,31 @@ def _unreduced(grad, dim, ndim):
 def attention(call):
     '''Fused attention: step by step, or along the path.'''
     if call.operator.decomposition is not None:
-        return decomposed(call)
+        return _fused(call)
     factors = len(call.factors)
     return product(call, factors) if 1 < factors else summed(call) if factors else path(call)
+
+
+def _fused(call):
+    try:
+        return softmax_attention(call, *call.args, **call.kwargs)
+    except NotImplementedError:
+        return decomposed(call)
+
+
+def softmax_attention(call, query, key, value, attn_mask=None, dropout_p=0., is_causal=False, scale=None,
+                      enable_gqa=False):
+    '''Without dropout and a learned mask, in one step.'''
+    if dropout_p or (attn_mask is not None and call.carries(attn_mask)):
+        raise NotImplementedError
+    return fused(call, query, key, value, attn_mask, is_causal, scale, enable_gqa)
+
+
+@rule('Difference', left_over=nothing)
+def fused(call, *arguments):
+    '''See :py:class:`~zennit_attn.kernels.SecantAttention`.'''
+    query, key, value, *settings = arguments
+    return SecantAttention.apply(query, key, value, (_plain(call),), call.reference.args[:3], *settings)
 
 
 def normalization(call):
@@ -341,7 +384,7 @@ def quadratic(call, root=True):
         middle = tensors_in(function(*means))
     sums = [own + other for own, other in zip(tensors_in(output), tensors_in(call.reference.output), strict=True)]
     linear = call.operator.linear_outputs
-    factors = [1. if place in linear or not root else 2 * at / torch.where(total == 0, 1., total)
+    factors = [1. if place in linear or not root else 2 * at / _divisor(total)
                for place, (at, total) in enumerate(zip(middle, sums, strict=True))]
 
     def gradients(*grads):
