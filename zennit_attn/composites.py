@@ -211,6 +211,9 @@ class Difference(AttentionComposite):
         function of what is explained. For a model that is explained from its embedding, the function gets the token
         ids, and a reference that is made of integers goes through the embedding. It has to keep what is no content: the
         first token and the template for a language model. Default is 0.
+    norm: {'full', 'now'}, optional
+        Whether normalizers (deviations, denominators, roots and norms) have a secant too, or are constants: those of the
+        input. What they do otherwise for the reference then is a sink, ``reference: normalizers``.
     linear_gamma, conv_gamma, stabilizer, layer_map, zero_params, canonizers
         As for :py:class:`AttentionComposite`. Rules for modules see the differences of their input and output, without
         a bias, and may serve what is linear in its input.
@@ -221,11 +224,11 @@ class Difference(AttentionComposite):
            differences," ICML 2017 (the rescale rule, which is the secant of a function of each element); the secants of
            softmax, products, quotients and normalizations are derived in the docs.
     '''
-    def __init__(self, reference=0., **kwargs):
+    def __init__(self, reference=0., norm='full', **kwargs):
         super().__init__(**kwargs)
-        self.reference = reference
+        self.secant = Secant(reference, norm)
 
     def mapping(self, ctx, name, module):
         '''Get the rule of a module: as in other composites, and secants for the model as a whole.'''
         hook = super().mapping(ctx, name, module)
-        return Secant(self.reference) if hook is None and not name else hook
+        return self.secant if hook is None and not name else hook

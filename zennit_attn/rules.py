@@ -230,22 +230,27 @@ class Secant(OperatorRule):
     ----------
     reference: :py:class:`torch.Tensor`, callable or float, optional
         The reference. See :py:class:`~zennit_attn.composites.Difference`.
+    norm: {'full', 'now'}, optional
+        Whether normalizers have a secant too, or are constants.
     stabilizer: callable or float, optional
         Accepted for uniformity; the rule divides by nothing.
     '''
     kinds = frozenset(propagation.DIFFERENCES)
 
-    def __init__(self, reference=0., stabilizer=1e-6):
+    def __init__(self, reference=0., norm='full', stabilizer=1e-6):
         super().__init__(stabilizer=stabilizer)
+        if norm not in ('full', 'now'):
+            raise ValueError(f"norm must be 'full' or 'now', got {norm!r}")
         self.reference = reference
+        self.norm = norm
 
     def copy(self):
         '''Return a copy of this rule, with its arguments.'''
-        return type(self)(reference=self.reference, stabilizer=self.stabilizer)
+        return type(self)(reference=self.reference, norm=self.norm, stabilizer=self.stabilizer)
 
     def rules_inside(self):
         '''Return the rules by kind of operator that hold inside of the model.'''
-        return propagation.DIFFERENCES
+        return propagation.DIFFERENCES if self.norm == 'full' else propagation.NORMALIZERS_NOW
 
     def backward(self, module, grad_input, grad_output):
         '''Refuse to explain a module by itself: there is no reference for its input.'''

@@ -9,7 +9,7 @@ import torch
 from ..engine import zennit_hooks
 from ..observer import Observer, OperatorObserver
 from ..operators import Kind
-from ..propagation import Absorbed, softmax_dim
+from ..propagation import HIDDEN_BIAS, Absorbed, softmax_dim
 from ..propagation.constants import added
 from ..trees import address, gathered, substitute, tensors_in
 from .ledger import Operation, Sink
@@ -194,7 +194,8 @@ class _Record(OperatorObserver):
 
     def _taken_off(self, operand):
         view, value = operand.view_as(operand), self.recorder.engine.forward.contribution(operand).clone()
-        view.register_hook(lambda grad: self.recorder.take(self._hidden(), -_inner(value, grad)))
+        key = SinkKey(self.where, self.call.operator.name, *HIDDEN_BIAS)
+        view.register_hook(lambda grad: self.recorder.take(key, -_inner(value, grad)))
         return view
 
     def _watch(self, output, absorbed):
@@ -202,13 +203,9 @@ class _Record(OperatorObserver):
         if self.call.inplace and output._base is not None:
             # Relevance reaches a view that was written to through its base.
             output, value = output._base, _within_base(output, value, self.base)
-        key = self._hidden() if absorbed.hidden else SinkKey(
-            self.where, self.call.operator.name, *self._identify())
+        key = SinkKey(self.where, self.call.operator.name, *(absorbed.hidden or self._identify()))
         value = value.clone()
         output.register_hook(lambda grad: self.recorder.take(key, _inner(value, grad)))
-
-    def _hidden(self):
-        return SinkKey(self.where, self.call.operator.name, 'taylor', 'hidden bias')
 
     def _identify(self):
         storages = [address(tensor, shared=True) for tensor in self.call.constants]

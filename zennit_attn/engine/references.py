@@ -103,7 +103,7 @@ class References:
             return
         if call.inplace:
             target = self.of(call.args[0])
-            value = reference.output
+            value = reference.whole
             if value.shape == target.shape:
                 target.copy_(value)
             else:
@@ -112,7 +112,7 @@ class References:
         outputs = [tensor for tensor in tensors_in(output) if tensor.requires_grad]
         if not outputs:
             return
-        for tensor, value in zip(tensors_in(output), tensors_in(reference.output), strict=True):
+        for tensor, value in zip(tensors_in(output), tensors_in(reference.whole), strict=True):
             if tensor.requires_grad:
                 self.set(tensor, value)
 

@@ -22,24 +22,36 @@ from ..kernels import (
 )
 from ..operators import Kind
 from ..trees import substitute, tensors_in
-from .constants import nothing, replaced
-from .rule import Absorbed, rule
-from .rules import RULES, decomposed, may_skip, rearrange
+from .constants import replaced
+from .rule import HIDDEN_BIAS, Absorbed, rule
+from .rules import RULES, constant, decomposed, may_skip, rearrange
 from .taylor import softmax_dim
+
+
+#: The sink of normalizers that are constants, but others for the reference.
+NORMALIZERS = ('reference', 'normalizers')
 
 
 def _unexplained(call, output, place=0):
     '''``y - y0``, of which what the operands receive is taken off where they are watched.'''
-    return Absorbed(output - tensors_in(call.reference.output)[place], hidden=True)
+    return Absorbed(output - tensors_in(call.reference.whole)[place], hidden=HIDDEN_BIAS)
 
 
-@rule('Difference', left_over=nothing, moved=replaced)
+def constants(call, output, place=0):
+    '''What constants do that are others for the reference.'''
+    if not call.reference.differs:
+        return None
+    same, whole = tensors_in(call.reference.output)[place], tensors_in(call.reference.whole)[place]
+    return Absorbed(same - whole, hidden=NORMALIZERS)
+
+
+@rule('Difference', left_over=constants, moved=replaced)
 def moved(call):
     '''Values move; constants that are put beside them are the same in the reference.'''
     return rearrange.function(call)
 
 
-@rule('Difference', left_over=nothing)
+@rule('Difference', left_over=constants)
 def summed(call):
     '''What is linear in its operands together is linear in their differences.'''
     if call.func is functional.linear and may_skip(call):
@@ -89,7 +101,7 @@ def _along(call, points):
     return call.write_back(with_gradient(output, gradients, kept))
 
 
-@rule('Difference', left_over=nothing)
+@rule('Difference', left_over=constants)
 def product(call, factors):
     '''A product of `n` factors is a polynomial along the path: ``n / 2`` points are exact, the mean for two factors.'''
     contracts = call.func in _MATRIX_PRODUCTS
@@ -150,7 +162,7 @@ def _steered(call):
     return quotient(call) if name.endswith(('div', 'divide', 'truediv')) and not call.kwargs else path(call)
 
 
-@rule('Difference', left_over=nothing)
+@rule('Difference', left_over=constants)
 def quotient(call):
     '''``y = a / b``: ``dy = (da - mean(y) db) / mean(b)``.'''
     over = call.operator.steered[0]
@@ -194,7 +206,7 @@ def elementwise(call):
 _OF_SEVERAL = frozenset('cholesky inv inverse linalg_inv pinv pinverse cholesky_inverse'.split())
 
 
-@rule('Difference', left_over=nothing)
+@rule('Difference', left_over=constants)
 def secant(call, output):
     '''``g_x = g_y (y - y0) / (x - x0)`` for a function of each element.'''
     operand, = _kept(call)
@@ -203,7 +215,7 @@ def secant(call, output):
     return _returned(call, output, lambda grad: (grad * slopes,), [operand])
 
 
-@rule('Difference', left_over=nothing)
+@rule('Difference', left_over=constants)
 def picks(call):
     '''What picks by the data: from the picks for the reference to those for the input.'''
     if call.operator.bounds and len(call.operands) == 1:
@@ -226,7 +238,7 @@ def added(call):
     return multiplied(call) if call.operator.factors else summed(call)
 
 
-@rule('Difference', left_over=nothing)
+@rule('Difference', left_over=constants)
 def softmax(call):
     '''A softmax by the logarithmic mean `L` of its two values: ``g_x = L (g - sum(L g) / sum(L))``.'''
     operator = call.operator
@@ -255,7 +267,7 @@ def _divisor(total):
     return torch.where(total == 0, 1., total)
 
 
-@rule('Difference', left_over=nothing)
+@rule('Difference', left_over=constants)
 def log_sum_exp(call):
     '''``ln sum exp x``: ``g_x = g_y L / sum(L)`` with the logarithmic mean `L` of the softmax.'''
     dim, keep = _reduced(call)
@@ -304,7 +316,7 @@ def softmax_attention(call, query, key, value, attn_mask=None, dropout_p=0., is_
     return fused(call, query, key, value, attn_mask, is_causal, scale, enable_gqa)
 
 
-@rule('Difference', left_over=nothing)
+@rule('Difference', left_over=constants)
 def fused(call, *arguments):
     '''See :py:class:`~zennit_attn.kernels.SecantAttention`.'''
     query, key, value, *settings = arguments
@@ -324,15 +336,14 @@ def normalization(call):
     return summed(call) if rows is None else normalized(call, *rows)
 
 
-@rule('Difference', left_over=nothing)
+@rule('Difference', left_over=constants)
 def normalized(call, rows, weight, eps, centres):
     '''See :py:func:`~zennit_attn.kernels.secants.normalization_gradient`.'''
     x = call.before[0].detach()
     working = torch.promote_types(x.dtype, torch.float32)
     centred, scale = [], []
     for tensor in (x, call.reference.args[0]):
-        values = rows(tensor.to(working))
-        values = values - values.mean(-1, keepdim=True) if centres else values
+        values = _centred(rows(tensor.to(working)), centres)
         centred.append(values)
         scale.append((values.square().mean(-1, keepdim=True) + eps).rsqrt())
 
@@ -370,7 +381,7 @@ _ROWS = {'layer_norm': _layer_rows, 'rms_norm': _rms_rows, 'group_norm': _group_
 
 # roots of what is quadratic in the operands: norms, distances and deviations
 
-@rule('Difference', left_over=nothing)
+@rule('Difference', left_over=constants)
 def quadratic(call, root=True):
     '''``y = sqrt(q)`` with `q` quadratic: ``dy = dq / (y + y0)``, and ``dq`` is that at the mean of the operands.
 
@@ -415,3 +426,62 @@ DIFFERENCES = {
     Kind.MULTIPLY: multiplied, Kind.SOFTMAX: softmax, Kind.ATTENTION: attention, Kind.GATE: elementwise,
     Kind.ACTIVATION: elementwise, Kind.NORMALIZATION: normalization, Kind.COMPOSED: decomposed,
 }
+
+
+# with normalizers as constants, which are others for the reference
+
+def _constant(call):
+    '''View the result as a constant, which keeps its own value for the reference.'''
+    output = constant(call)
+    if not call.inplace:
+        for tensor, value in zip(tensors_in(output), tensors_in(call.reference.whole), strict=True):
+            call.forward.references.set(tensor, value)
+    return output
+
+
+def gate_now(call):
+    '''Roots, deviations and norms are normalizers; smooth gates are functions like others.'''
+    return elementwise(call) if call.operator.smooth else _constant(call)
+
+
+def multiplied_now(call):
+    '''Denominators are normalizers.'''
+    steered = call.operator.steered
+    if not call.carries_at(steered) or call.carries_at(call.operator.decomposed_by):
+        return multiplied(call)
+    if not call.carries_at([position for position in range(len(call.args)) if position not in steered]):
+        return _constant(call)
+    references = call.forward.references
+    args = [references.set(arg.detach(), references.of(arg)) if position in steered and call.carries(arg) else arg
+            for position, arg in enumerate(call.args)]
+    return call.forward.decompose(call.func, args, call.kwargs)
+
+
+def normalization_now(call):
+    '''The deviation is a constant.'''
+    plain = len(call.operands) == 1 and call.operands[0] is call.args[0]
+    if not plain and call.carries_at(call.operator.decomposed_by):
+        return decomposed(call)
+    rows = _ROWS.get(call.operator.name)
+    rows = None if rows is None else rows(*call.args, **call.kwargs)
+    return normalization(call) if rows is None else _constant_deviation(call, *rows)
+
+
+@rule('Difference', left_over=constants)
+def _constant_deviation(call, rows, weight, eps, centres):
+    x, x0 = call.args[0], call.reference.args[0]
+    output = call.operator.normalize(x, *call.args[1:], **call.kwargs)
+    gap = _centred(rows(x.detach() - x0), centres)
+    scale = (_centred(rows(x.detach()), centres).square().mean(-1, keepdim=True) + eps).rsqrt()
+    gap = (gap * scale).reshape(x.shape)
+    call.reference.put(output.detach() - (gap if weight is None else gap * weight))
+    return output
+
+
+def _centred(rows, centres):
+    return rows - rows.mean(-1, keepdim=True) if centres else rows
+
+
+#: The rules with normalizers as constants.
+NORMALIZERS_NOW = {**DIFFERENCES, Kind.GATE: gate_now, Kind.MULTIPLY: multiplied_now, Kind.LINEAR: multiplied_now,
+                   Kind.NORMALIZATION: normalization_now}

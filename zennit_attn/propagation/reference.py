@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..trees import substitute
+from ..trees import substitute, tensors_in
 
 if TYPE_CHECKING:
     from .call import Call
@@ -29,8 +29,16 @@ class Reference:
         Before it has run.
     of: callable
         Takes a tensor and returns what it is for the reference.
+
+    Attributes
+    ----------
+    operands: list of :py:class:`torch.Tensor`
+        The operands that carry relevance, as they are for the reference.
+    args: tuple
+    kwargs: dict
+        The arguments, with these in the place of the operands. Constants are those of the input.
     '''
-    __slots__ = ('call', 'args', 'kwargs', 'operands', '_output', '_state')
+    __slots__ = ('call', 'args', 'kwargs', 'operands', '_constants', '_output', '_whole', '_state')
 
     def __init__(self, call: Call, of: Callable[[torch.Tensor], torch.Tensor]):
         values = {}
@@ -43,29 +51,45 @@ class Reference:
         self.operands = [values[id(operand)] for operand in call.operands]
         self.args, self.kwargs = substitute(
             (call.args, call.kwargs), lambda tensor: values.get(id(tensor), tensor))
+        #: What is a constant for the rule, but another one for the reference.
+        self._constants = {id(tensor): tensor.lrp_reference for tensor in tensors_in(call.args, call.kwargs)
+                           if id(tensor) not in values and hasattr(tensor, 'lrp_reference')}
         self._output: Any = None
+        self._whole: Any = None
         self._state = _random_state(call) if call.operator.random or call.operator.name in _DRAW else None
 
     @property
     def output(self) -> Any:
-        '''What the function returns for the reference, with the same random numbers.'''
+        '''What the function returns for the operands of the reference, with the constants of the input.'''
         if self._output is None:
-            with torch.no_grad(), torch._C.DisableTorchFunction(), _drawing(self._state):
-                self._output = self._run()
+            self._output = self._run(self.args, self.kwargs)
         return self._output
 
-    def _run(self):
-        call = self.call
-        if not call.inplace:
-            return call.func(*self.args, **self.kwargs)
-        target = self.args[0].clone()
-        result = call.func(target, *self.args[1:], **self.kwargs)
-        return target if result is None else result
+    @property
+    def whole(self) -> Any:
+        '''What the function returns for the reference, with its own constants.'''
+        if self._whole is None:
+            self._whole = self.output if not self._constants else self._run(*substitute(
+                (self.args, self.kwargs), lambda tensor: self._constants.get(id(tensor), tensor)))
+        return self._whole
 
-    def put(self, output: Any) -> Any:
-        '''Note what a rule has computed already.'''
-        self._output = output
-        return output
+    def put(self, output: torch.Tensor) -> None:
+        '''Note what the function returns with the constants of a rule, which are others for the reference.'''
+        self._whole, self._output = self.whole, output
+
+    @property
+    def differs(self) -> bool:
+        '''Whether constants of the rule are others for the reference.'''
+        return self.whole is not self.output
+
+    def _run(self, args, kwargs):
+        call = self.call
+        with torch.no_grad(), torch._C.DisableTorchFunction(), _drawing(self._state):
+            if not call.inplace:
+                return call.func(*args, **kwargs)
+            target = args[0].clone()
+            result = call.func(target, *args[1:], **kwargs)
+            return target if result is None else result
 
 
 def _random_state(call):
