@@ -50,20 +50,24 @@ def with_gradient(output, gradients, operands):
 def slope(function, x, x0, y, y0, alone=False):
     '''The secant of a function of each element, ``(y - y0) / (x - x0)``, or its derivative where the two are close.
 
-    Close are numbers between which a difference has lost a third of its digits. The derivative is that in the middle,
-    of which the error is of second order. A function that is `alone` takes no tensor beside its operand.
+    Of close numbers the secant is made of rounding. The derivative in the middle takes its place where both agree up to
+    the rounding of `y`, so that what is lost is less than that. A function that is `alone` takes no tensor beside its
+    operand.
     '''
-    gap, tolerance = x - x0, torch.finfo(x.dtype).eps ** (1 / 3)
+    gap, epsilon = x - x0, torch.finfo(x.dtype).eps
     # Also true for what is no number, as the difference of two scores that are masked with minus infinity.
-    close = ~(torch.add(gap.abs(), x.abs(), alpha=-tolerance) > tolerance)
+    close = ~(torch.add(gap.abs(), x.abs(), alpha=-epsilon ** (1 / 3)) > epsilon ** (1 / 3))
     secant = (y - y0).div_(gap)
     if close.any():
+        gap, y, y0, own = gap[close], y[close], y0[close], secant[close]
         middle = (x[close] + x0[close]).div_(2)
         if not alone:
             everywhere = torch.zeros_like(x)
             everywhere[close] = middle
-        found = _derivative(function, middle) if alone else _derivative(function, everywhere)[close]
-        secant[close] = found.masked_fill_(middle.isinf(), 0.)
+        tangent = _derivative(function, middle) if alone else _derivative(function, everywhere)[close]
+        tangent.masked_fill_(middle.isinf(), 0.)
+        differs = ((own - tangent) * gap).abs() > 4 * epsilon * (y.abs() + y0.abs())
+        secant[close] = torch.where(differs & (gap != 0), own, tangent)
     return secant
 
 
