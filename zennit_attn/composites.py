@@ -201,8 +201,8 @@ class Difference(AttentionComposite):
     anything else                       mean gradient of the path by four points; the rest is a sink
     ==================================  =============================================================================
 
-    Queries and keys receive relevance, and it does not depend on the zero of scores. What does not carry relevance, such
-    as what was detached, a mask, or a decision of the code, is that of the input in both streams.
+    Queries and keys receive relevance, and it does not depend on the zero of scores. What does not carry relevance,
+    such as what was detached, a mask, or a decision of the code, is that of the input in both streams.
 
     Parameters
     ----------
@@ -212,8 +212,8 @@ class Difference(AttentionComposite):
         ids, and a reference that is made of integers goes through the embedding. It has to keep what is no content: the
         first token and the template for a language model. Default is 0.
     norm: {'full', 'now'}, optional
-        Whether normalizers (deviations, denominators, roots and norms) have a secant too, or are constants: those of the
-        input. What they do otherwise for the reference then is a sink, ``reference: normalizers``.
+        Whether normalizers (deviations, denominators, roots and norms) have a secant too, or are constants: those of
+        the input. What they do otherwise for the reference then is a sink, ``reference: normalizers``.
     linear_gamma, conv_gamma, stabilizer, layer_map, zero_params, canonizers
         As for :py:class:`AttentionComposite`. Rules for modules see the differences of their input and output, without
         a bias, and may serve what is linear in its input.

@@ -10,8 +10,8 @@ from zennit.rules import Gamma as ZennitGamma
 
 from . import propagation
 from .engine import Engine, engine_of
-from .errors import ContextError
 from .engine.module_calls import addresses, check_active, check_parameters
+from .errors import ContextError
 from .kernels import GammaLinear, LinearMap, gamma_gradient
 from .operators import Kind
 from .trees import tensors_in
@@ -220,7 +220,7 @@ class Taylor(OperatorRule):
 
 
 class Secant(OperatorRule):
-    r'''Differences from a reference: every operator by its secant, ``sum R_x = g_y (y - y0)`` with ``R_x = (x - x0) g_x``.
+    r'''Differences from a reference: every operator by its secant, so that ``sum (x - x0) g_x = (y - y0) g_y``.
 
     It is the rule of a model as a whole. For an input `x` and a reference `x0` the relevance of the input adds up to
     :math:`f(x) - f(x_0)`: constants, positions and biases are the same in both and absorb nothing. See

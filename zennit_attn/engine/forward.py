@@ -187,10 +187,9 @@ class Forward:
             raise UnsupportedOperator(messages.complex_tensor(where))
         report = self.observer and self.observer.stabilizer(where)
         reference = None if self.references is None else self.references.of(tensor)
-        if ends:
-            tensor = self._less_reference(tensor, reference, where)
-        return ToRelevance.apply(
-            tensor, self.engine.stabilizer, report, self.engine.passes, None if ends else reference)
+        if reference is not None and where in ('output', 'arguments'):
+            tensor, reference = self._less_reference(tensor, reference, where), None
+        return ToRelevance.apply(tensor, self.engine.stabilizer, report, self.engine.passes, reference)
 
     def _less_reference(self, tensor: torch.Tensor, reference: torch.Tensor, where: str) -> torch.Tensor:
         '''Relevance outside of the model is that of its output, of which what the reference gives is a sink.'''

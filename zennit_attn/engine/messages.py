@@ -170,8 +170,8 @@ def outside_of_forward(module: str, root: str) -> str:
 
 def bad_reference(root, given, shape):
     what = f'of shape {tuple(given.shape)}' if hasattr(given, 'shape') else f'{given!r}'
-    return (f'the reference of {root} is {what}, and what is explained has shape {shape}; give a tensor that broadcasts '
-            'to it, a number, or a function that takes it and returns one of these')
+    return (f'the reference of {root} is {what}, and what is explained has shape {shape}; give a tensor that '
+            'broadcasts to it, a number, or a function that takes it and returns one of these')
 
 
 def reference_of_a_part(name):

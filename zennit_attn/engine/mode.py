@@ -235,9 +235,12 @@ class Engine(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         tensors = tensors_in(args, kwargs) if kwargs else tensors_in(*args)
         operands = [tensor for tensor in tensors if tensor.requires_grad]
-        if not operands:
-            return func(*args, **(kwargs or {}))
         forward = self.forward
+        if not operands:
+            output = func(*args, **(kwargs or {}))
+            if forward.references is not None:
+                forward.references.follow_constants(operator, func, args, kwargs or {}, output)
+            return output
         if forward.direct and operator is not None and len(operands) <= operator.direct and (
                 forward.are_plain(operands)) and not (operator.pairwise and len(operands) == 1 and shifts(args)):
             return self._run_directly(forward, func, args, kwargs or {}, operands)

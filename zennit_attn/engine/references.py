@@ -1,7 +1,8 @@
 '''The second stream of a forward: what each tensor that carries relevance is for a reference in place of the input.
 
 Every call runs on both streams. So in place, in loops, and in modules that are called twice, a tensor knows its own
-reference. What does not carry relevance (constants, what was detached, what control flow depends on) is the same in both.
+reference. What does not carry relevance (constants, what was detached, what control flow depends on) is the same in
+both.
 '''
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import NoRelevance
-from ..operators import Kind
+from ..operators import Kind, Operator
 from ..propagation import Call, Reference
 from ..trees import substitute, tensors_in
 from . import messages
@@ -109,11 +110,24 @@ class References:
             else:
                 self.set(call.args[0], value)
             return
-        outputs = [tensor for tensor in tensors_in(output) if tensor.requires_grad]
-        if not outputs:
+        tensors = tensors_in(output)
+        if not (reference.differs or any(tensor.requires_grad for tensor in tensors)):
             return
-        for tensor, value in zip(tensors_in(output), tensors_in(reference.whole), strict=True):
-            if tensor.requires_grad:
+        for tensor, value in zip(tensors, tensors_in(reference.whole), strict=True):
+            if tensor.requires_grad or reference.differs:
+                self.set(tensor, value)
+
+    def follow_constants(self, operator: Operator | None, func: Callable, args: tuple, kwargs: dict,
+                         output: Any) -> None:
+        '''Note what constants make of constants that are others for the reference, such as normalizers.'''
+        if not any(hasattr(tensor, 'lrp_reference') for tensor in tensors_in(args, kwargs)):
+            return
+        if operator is not None and operator.inplace:
+            self._prepare(args[0])
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            values = func(*substitute(args, self.of), **substitute(kwargs, self.of))
+        if operator is None or not operator.inplace:
+            for tensor, value in zip(tensors_in(output), tensors_in(values), strict=True):
                 self.set(tensor, value)
 
     def put_in_place(self, target: torch.Tensor, result: torch.Tensor) -> None:

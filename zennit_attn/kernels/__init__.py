@@ -20,9 +20,10 @@ from .secants import (
 )
 
 __all__ = [
-    'ConstantAttention', 'ConstantConvolution', 'ConstantLinear', 'GammaLinear', 'LinearMap', 'Scale', 'SecantAttention',
-    'along_path', 'backends', 'batch_norm', 'between_picks', 'blank_rows', 'causal_dot_product', 'causal_dot_product_values',
-    'delta_rule', 'delta_rule_values', 'gamma_gradient', 'group_norm', 'instance_norm', 'layer_norm',
-    'log_ratio_of_softmax', 'logarithmic_mean', 'normalization_gradient', 'of_two_factors', 'per_channel', 'plain_precision', 'pulled_back', 'rms_norm', 'slope',
-    'slope_at_zero', 'softmax_gradient', 'with_gradient',
+    'ConstantAttention', 'ConstantConvolution', 'ConstantLinear', 'GammaLinear', 'LinearMap', 'Scale',
+    'SecantAttention', 'along_path', 'backends', 'batch_norm', 'between_picks', 'blank_rows', 'causal_dot_product',
+    'causal_dot_product_values', 'delta_rule', 'delta_rule_values', 'gamma_gradient', 'group_norm', 'instance_norm',
+    'layer_norm', 'log_ratio_of_softmax', 'logarithmic_mean', 'normalization_gradient', 'of_two_factors',
+    'per_channel', 'plain_precision', 'pulled_back', 'rms_norm', 'slope', 'slope_at_zero', 'softmax_gradient',
+    'with_gradient',
 ]

@@ -84,8 +84,8 @@ class SecantAttention(Function):
             query, *rest = _secant_attention(*triples, ctx.mask, ctx.causal, grad.to(working))
         if ctx.group > 1:
             rest = [each.unflatten(-3, (-1, ctx.group)).sum(-3) for each in rest]
-        found = [each.sum_to_size(shape).to(dtype) for each, shape in zip((query * ctx.scale, *rest), shapes, strict=True)]
-        return *found, *[None] * 6
+        found = zip((query * ctx.scale, *rest), shapes, strict=True)
+        return *(each.sum_to_size(shape).to(dtype) for each, shape in found), *[None] * 6
 
 
 def _secant_attention(triple, triple0, mask, causal, grad):

@@ -21,7 +21,8 @@ class Gradient(Function):
     def forward(ctx, output, gradients, *operands):
         ctx.gradients = gradients
         ctx.differs = [tensor.is_floating_point() or tensor.is_complex() for tensor in output]
-        ctx.mark_non_differentiable(*(tensor for tensor, differs in zip(output, ctx.differs, strict=True) if not differs))
+        ctx.mark_non_differentiable(*(
+            tensor for tensor, differs in zip(output, ctx.differs, strict=True) if not differs))
         return output[0] if len(output) == 1 else tuple(output)
 
     @staticmethod

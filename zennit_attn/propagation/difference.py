@@ -24,9 +24,8 @@ from ..operators import Kind
 from ..trees import substitute, tensors_in
 from .constants import replaced
 from .rule import HIDDEN_BIAS, Absorbed, rule
-from .rules import RULES, constant, decomposed, may_skip, rearrange
+from .rules import RULES, constant, decomposed, is_root, may_skip, rearrange
 from .taylor import softmax_dim
-
 
 #: The sink of normalizers that are constants, but others for the reference.
 NORMALIZERS = ('reference', 'normalizers')
@@ -76,41 +75,32 @@ def _plain(call):
         return call.run_out_of_place()
 
 
-def _returned(call, output, gradients, operands=None):
-    return call.write_back(with_gradient(output, gradients, _kept(call) if operands is None else operands))
-
-
 def _kept(call):
     '''The operands, of which the first may be about to be overwritten.'''
     return [operand.clone() if call.inplace and operand is call.args[0] else operand for operand in call.operands]
 
 
-def _along(call, points):
-    unique = list({id(operand): (operand, value) for operand, value in
-                   zip(call.operands, call.reference.operands, strict=True)}.values())
-    operands, values = [operand for operand, _ in unique], [value for _, value in unique]
-    places = {id(operand): place for place, operand in enumerate(operands)}
+def _returned(call, output, gradients, operands):
+    return call.write_back(with_gradient(output, gradients, operands))
 
-    def function(*own):
-        args, kwargs = substitute((call.args, call.kwargs), lambda tensor: (
-            own[places[id(tensor)]] if id(tensor) in places else tensor))
-        return call.run_out_of_place(args, kwargs)
-    output = _plain(call)
-    kept = [operand.clone() if call.inplace and operand is call.args[0] else operand for operand in operands]
-    gradients = along_path(function, points, [operand.detach() for operand in kept], values)
-    return call.write_back(with_gradient(output, gradients, kept))
+
+def _along(call, points):
+    output, kept = _plain(call), _kept(call)
+    gradients = along_path(
+        function_of(call), points, [operand.detach() for operand in kept], call.reference.operands)
+    return _returned(call, output, gradients, kept)
 
 
 @rule('Difference', left_over=constants)
 def product(call, factors):
     '''A product of `n` factors is a polynomial along the path: ``n / 2`` points are exact, the mean for two factors.'''
     contracts = call.func in _MATRIX_PRODUCTS
-    if len(call.operands) == 2 == len(call.args) and (contracts or call.func in _TIMES) and not call.kwargs:
-        output, kept = _plain(call), _kept(call)
-        if not contracts or min(operand.ndim for operand in kept) > 1:
-            gradients = of_two_factors([operand.detach() for operand in kept], call.reference.operands, contracts)
-            return _returned(call, output, gradients, kept)
-    return _along(call, (factors + 1) // 2)
+    if not (contracts or call.func in _TIMES) or not len(call.operands) == len(call.args) == 2 or call.kwargs or (
+            contracts and min(operand.ndim for operand in call.operands) < 2):
+        return _along(call, (factors + 1) // 2)
+    output, kept = _plain(call), _kept(call)
+    gradients = of_two_factors([operand.detach() for operand in kept], call.reference.operands, contracts)
+    return _returned(call, output, gradients, kept)
 
 
 _TIMES = frozenset((torch.mul, torch.Tensor.mul, torch.Tensor.mul_, torch.Tensor.__mul__, torch.Tensor.__imul__))
@@ -166,22 +156,17 @@ def _steered(call):
 def quotient(call):
     '''``y = a / b``: ``dy = (da - mean(y) db) / mean(b)``.'''
     over = call.operator.steered[0]
-    numerator, denominator = call.args[1 - over], call.args[over]
-    reference = call.reference
-    output = _plain(call)
-    mean = (output + reference.output) / 2
-    below = (denominator.detach() + reference.args[over]) / 2
-    operands, shapes = [], []
-    for place, tensor in ((0, numerator), (1, denominator)):
-        if call.carries(tensor):
-            own = tensor.clone() if call.inplace and tensor is call.args[0] else tensor
-            operands.append(own)
-            shapes.append((place, tensor.shape))
+    output, kept = _plain(call), _kept(call)
+    mean = (output + call.reference.output) / 2
+    below = (call.args[over].detach() + call.reference.args[over]) / 2
+    above = call.carries(call.args[1 - over])
+    shapes = [operand.shape for operand in kept]
 
     def gradients(grad):
-        parts = {0: grad / below, 1: -grad * mean / below}
-        return tuple(parts[place].sum_to_size(shape) for place, shape in shapes)
-    return _returned(call, output, gradients, operands)
+        parts = (grad / below, -grad * mean / below) if over else (-grad * mean / below, grad / below)
+        parts = parts if above else (parts[over],)
+        return tuple(part.sum_to_size(shape) for part, shape in zip(parts, shapes, strict=True))
+    return _returned(call, output, gradients, kept)
 
 
 def elementwise(call):
@@ -209,10 +194,11 @@ _OF_SEVERAL = frozenset('cholesky inv inverse linalg_inv pinv pinverse cholesky_
 @rule('Difference', left_over=constants)
 def secant(call, output):
     '''``g_x = g_y (y - y0) / (x - x0)`` for a function of each element.'''
-    operand, = _kept(call)
-    slopes = slope(function_of(call), operand.detach(), call.reference.operands[0], output, call.reference.output,
-                   alone=len(tensors_in(call.args, call.kwargs)) == 1)
-    return _returned(call, output, lambda grad: (grad * slopes,), [operand])
+    operand, = kept = _kept(call)
+    alone = len(tensors_in(call.args, call.kwargs)) == 1
+    reference = call.reference
+    slopes = slope(function_of(call), operand.detach(), reference.operands[0], output, reference.output, alone)
+    return _returned(call, output, lambda grad: (grad * slopes,), kept)
 
 
 @rule('Difference', left_over=constants)
@@ -260,7 +246,7 @@ def softmax(call):
         if logarithmic:
             return ((grad - share * grad.sum(dim, keepdim=True)).to(dtype),)
         return ((sign * softmax_gradient(grad, mean, dim)).to(dtype),)
-    return _returned(call, output, gradients)
+    return _returned(call, output, gradients, _kept(call))
 
 
 def _divisor(total):
@@ -278,7 +264,7 @@ def log_sum_exp(call):
 
     def gradients(grad):
         return (share * (grad if keep else _unreduced(grad, dim, x.ndim)),)
-    return _returned(call, _plain(call), gradients)
+    return _returned(call, _plain(call), gradients, _kept(call))
 
 
 def _reduced(call):
@@ -294,33 +280,25 @@ def _unreduced(grad, dim, ndim):
 
 
 def attention(call):
-    '''Fused attention: step by step, or along the path.'''
-    if call.operator.decomposition is not None:
-        return _fused(call)
-    factors = len(call.factors)
-    return product(call, factors) if 1 < factors else summed(call) if factors else path(call)
-
-
-def _fused(call):
-    try:
-        return softmax_attention(call, *call.args, **call.kwargs)
-    except NotImplementedError:
+    '''Fused attention: in one step, or as what it consists of, or along the path.'''
+    if call.operator.decomposition is None:
+        factors = len(call.factors)
+        return product(call, factors) if factors else path(call)
+    settings = _settings(*call.args[3:], **call.kwargs)
+    dropout, mask, *_ = settings
+    if dropout or (mask is not None and call.carries(mask)) or not call.carries_at((0, 1, 2)):
         return decomposed(call)
+    return fused(call, settings[1:])
 
 
-def softmax_attention(call, query, key, value, attn_mask=None, dropout_p=0., is_causal=False, scale=None,
-                      enable_gqa=False):
-    '''Without dropout and a learned mask, in one step.'''
-    if dropout_p or (attn_mask is not None and call.carries(attn_mask)):
-        raise NotImplementedError
-    return fused(call, query, key, value, attn_mask, is_causal, scale, enable_gqa)
+def _settings(attn_mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
+    return dropout_p, attn_mask, is_causal, scale, enable_gqa
 
 
 @rule('Difference', left_over=constants)
-def fused(call, *arguments):
+def fused(call, settings):
     '''See :py:class:`~zennit_attn.kernels.SecantAttention`.'''
-    query, key, value, *settings = arguments
-    return SecantAttention.apply(query, key, value, (_plain(call),), call.reference.args[:3], *settings)
+    return SecantAttention.apply(*call.args[:3], (_plain(call),), call.reference.args[:3], *settings)
 
 
 def normalization(call):
@@ -439,9 +417,10 @@ def _constant(call):
     return output
 
 
-def gate_now(call):
-    '''Roots, deviations and norms are normalizers; smooth gates are functions like others.'''
-    return elementwise(call) if call.operator.smooth else _constant(call)
+def elementwise_now(call):
+    '''Roots, deviations and norms are normalizers; other functions have a secant.'''
+    root = is_root(call) if call.operator.kind is Kind.ACTIVATION else not call.operator.smooth
+    return _constant(call) if root else elementwise(call)
 
 
 def multiplied_now(call):
@@ -483,5 +462,7 @@ def _centred(rows, centres):
 
 
 #: The rules with normalizers as constants.
-NORMALIZERS_NOW = {**DIFFERENCES, Kind.GATE: gate_now, Kind.MULTIPLY: multiplied_now, Kind.LINEAR: multiplied_now,
-                   Kind.NORMALIZATION: normalization_now}
+NORMALIZERS_NOW = {
+    **DIFFERENCES, Kind.GATE: elementwise_now, Kind.ACTIVATION: elementwise_now, Kind.MULTIPLY: multiplied_now,
+    Kind.LINEAR: multiplied_now, Kind.NORMALIZATION: normalization_now,
+}

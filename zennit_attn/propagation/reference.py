@@ -37,8 +37,10 @@ class Reference:
     args: tuple
     kwargs: dict
         The arguments, with these in the place of the operands. Constants are those of the input.
+    differs: bool
+        Whether constants of the rule are others for the reference.
     '''
-    __slots__ = ('call', 'args', 'kwargs', 'operands', '_constants', '_output', '_whole', '_state')
+    __slots__ = ('call', 'args', 'kwargs', 'operands', 'differs', '_constants', '_output', '_whole', '_state')
 
     def __init__(self, call: Call, of: Callable[[torch.Tensor], torch.Tensor]):
         values = {}
@@ -51,9 +53,10 @@ class Reference:
         self.operands = [values[id(operand)] for operand in call.operands]
         self.args, self.kwargs = substitute(
             (call.args, call.kwargs), lambda tensor: values.get(id(tensor), tensor))
-        #: What is a constant for the rule, but another one for the reference.
+        # What is a constant for the rule, but another one for the reference.
         self._constants = {id(tensor): tensor.lrp_reference for tensor in tensors_in(call.args, call.kwargs)
                            if id(tensor) not in values and hasattr(tensor, 'lrp_reference')}
+        self.differs = bool(self._constants)
         self._output: Any = None
         self._whole: Any = None
         self._state = _random_state(call) if call.operator.random or call.operator.name in _DRAW else None
@@ -75,12 +78,7 @@ class Reference:
 
     def put(self, output: torch.Tensor) -> None:
         '''Note what the function returns with the constants of a rule, which are others for the reference.'''
-        self._whole, self._output = self.whole, output
-
-    @property
-    def differs(self) -> bool:
-        '''Whether constants of the rule are others for the reference.'''
-        return self.whole is not self.output
+        self._whole, self._output, self.differs = self.whole, output, True
 
     def _run(self, args, kwargs):
         call = self.call

@@ -40,7 +40,8 @@ def _softmax_bias(call, output, place=0):
     if call.operator.tangent is None:
         return None
     x, y = call.before[0].detach().double(), output.double().masked_fill(_blanks(call), 0.)
-    return Absorbed(y - call.operator.tangent(x.masked_fill(x.isneginf(), 0.), y, softmax_dim(call)), hidden=HIDDEN_BIAS)
+    tangent = call.operator.tangent(x.masked_fill(x.isneginf(), 0.), y, softmax_dim(call))
+    return Absorbed(y - tangent, HIDDEN_BIAS)
 
 
 @rule('TaylorSoftmax', left_over=_softmax_bias)
