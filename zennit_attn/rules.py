@@ -252,6 +252,10 @@ class Secant(OperatorRule):
         '''Return the rules by kind of operator that hold inside of the model.'''
         return propagation.DIFFERENCES if self.norm == 'full' else propagation.NORMALIZERS_NOW
 
+    def operate(self, call):
+        '''Run an operator by the rule of its kind, where the model consists of it alone.'''
+        return self.rules_inside()[call.operator.kind](call)
+
     def backward(self, module, grad_input, grad_output):
         '''Refuse to explain a module by itself: there is no reference for its input.'''
         raise ContextError('the rule Secant explains a model as a whole, with AttentionCanonizer; use the composite '
@@ -321,6 +325,7 @@ class Gamma(ZennitGamma):
         if references is None:
             return forward.mark(GammaLinear.apply(args[0], function, gradient, report))
         reference = references.of(args[0])
-        reference = reference, function(reference).detach()
-        return references.set(
-            forward.mark(GammaLinear.apply(args[0], function, gradient, report, reference)), reference[1])
+        result = function(reference).detach()
+        # Code may write to what it gets in place, and so to its reference.
+        output = GammaLinear.apply(args[0], function, gradient, report, (reference, result.clone()))
+        return references.set(forward.mark(output), result)

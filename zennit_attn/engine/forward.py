@@ -71,12 +71,14 @@ class Forward:
         self._without_grad: tuple | None = None
 
     def _references(self) -> References | None:
-        rules = [(module, hook) for module, hooks in self.assignments.modules.values() for hook in hooks
-                 if hasattr(hook, 'reference')]
-        for module, _ in rules:
-            if module is not self.location.root:
-                raise UnsupportedRule(messages.reference_of_a_part(self.location.name_of(module)))
-        return References(rules[0][1].reference) if rules else None
+        found = None
+        for name, module, hooks in self.location.ruled:
+            for hook in hooks:
+                if hasattr(hook, 'reference'):
+                    if module is not self.location.root:
+                        raise UnsupportedRule(messages.reference_of_a_part(name))
+                    found = References(hook.reference)
+        return found
 
     # ---- what rules may ask ------------------------------------------------------------------------------------------
 
