@@ -35,8 +35,10 @@ EXACT = {
     'three factors': lambda x: torch.einsum('bid,bjd,bjd->bi', x, x, x), 'prod': lambda x: x.prod(-1),
     'cumprod': lambda x: x.cumprod(-1), 'quotient': lambda x: pairs(x)[0] / (pairs(x)[1].square() + 1.),
     'one over': lambda x: 1. / (x.square() + 1.), 'quotient by itself': lambda x: x / (x.square() + 1.),
-    'addcdiv': lambda x: torch.addcdiv(x, x, x.square() + 1.), 'lerp': lambda x: torch.lerp(x, x.square(), x.sigmoid()),
-    'layer_norm': lambda x: functional.layer_norm(x, (4,)), 'layer_norm of two': lambda x: functional.layer_norm(x, (5, 4)),
+    'addcdiv': lambda x: torch.addcdiv(x, x, x.square() + 1.),
+    'lerp': lambda x: torch.lerp(x, x.square(), x.sigmoid()),
+    'layer_norm': lambda x: functional.layer_norm(x, (4,)),
+    'layer_norm of two': lambda x: functional.layer_norm(x, (5, 4)),
     'rms_norm': lambda x: functional.rms_norm(x, (4,)), 'group_norm': lambda x: functional.group_norm(x.mT, 2).mT,
     'instance_norm': lambda x: functional.instance_norm(x), 'normalize': lambda x: functional.normalize(x, dim=-1),
     'norm': lambda x: x.norm(dim=-1), 'norm of one': lambda x: x.norm(p=1, dim=-1), 'norm of three': lambda x: x.norm(
@@ -44,7 +46,8 @@ EXACT = {
     'var': lambda x: x.var(-1), 'std': lambda x: x.std(-1), 'var_mean': lambda x: sum(torch.var_mean(x, -1)),
     'std_mean': lambda x: sum(torch.std_mean(x, -1)), 'cdist': lambda x: torch.cdist(x, x + 1.),
     'cosine_similarity': lambda x: functional.cosine_similarity(x[:, :1], x, dim=-1),
-    'amax': lambda x: x.amax(-1), 'max': lambda x: x.max(-1).values, 'min of all': lambda x: x.flatten(1).min(-1).values,
+    'amax': lambda x: x.amax(-1), 'max': lambda x: x.max(-1).values,
+    'min of all': lambda x: x.flatten(1).min(-1).values,
     'maximum': lambda x: torch.maximum(*pairs(x)), 'sort': lambda x: x.sort(1).values, 'topk': lambda x: x.topk(
         2, dim=1).values, 'median': lambda x: x.median(1).values, 'quantile': lambda x: x.quantile(.3, 1),
     'cummax': lambda x: x.cummax(1).values, 'max_pool': lambda x: functional.max_pool1d(x.mT, 2),

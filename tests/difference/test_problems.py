@@ -1,4 +1,4 @@
-'''All pasted problems, relative to a reference: the map of the replica, and a ledger without a sink but the reference.'''
+'''All pasted problems, relative to a reference: the replica's map, and a ledger without a sink but the reference.'''
 import pytest
 import torch
 
@@ -78,9 +78,10 @@ def test_replica_differs_where_it_is_left_out(name):
     model, input = build(name)
     reference = reference_of(input)
     relevance = one_hot(model(input).detach())
-    try:
-        expected = Secants(model, input, reference).explain(relevance)
-    except RuntimeError as error:
-        assert 'complex' in str(error)
+    replica = Secants(model, input, reference)
+    if name == 'complex_rotary':
+        with pytest.raises(RuntimeError, match='complex'):
+            replica.explain(relevance)
         return
+    expected = replica.explain(relevance)
     assert relative(relevance_of(model, input, Difference(reference)), expected) > 1e-4

@@ -89,7 +89,7 @@ class References:
         '''A constant that is about to be written to gets a stream of its own, and what it is a view of gets one.'''
         if hasattr(target, 'lrp_reference'):
             return
-        base = target._base
+        base, _ = target._base, target.grad_fn  # which a view is given when it is asked for, if its base carries now
         if base is None:
             self.set(target, target.detach().clone())
             return
