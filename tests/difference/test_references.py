@@ -14,6 +14,7 @@ from zennit_attn.composites import Difference
 from zennit_attn.conservation import audit
 from zennit_attn.errors import ContextError, NoRelevance, UnsupportedRule
 from zennit_attn.heatmap import relevance_at
+from zennit_attn.references import blank_tokens
 from zennit_attn.rules import Secant
 
 from .helpers import Function, reference_of
@@ -79,6 +80,16 @@ def test_reference_of_tokens_goes_through_the_embedding(tokens):
     total = ((model(ids) - model(blank)) / model(ids)).sum(1)
     torch.testing.assert_close(results[0].flatten(1).sum(1), total, rtol=1e-6, atol=1e-8)
     assert_closed(audit(model, Difference(keep_first), ids, embedding=model.embed))
+
+
+def test_blank_tokens_keep_what_is_no_content():
+    ids = torch.tensor([[1, 5, 6, 7, 2], [1, 8, 7, 2, 0]])
+    assert blank_tokens(9)(ids).tolist() == [[1, 9, 9, 9, 9], [1, 9, 9, 9, 9]]
+    assert blank_tokens(9, keep=(), keep_ids=(0, 1, 2))(ids).tolist() == [[1, 9, 9, 9, 2], [1, 9, 9, 2, 0]]
+    assert blank_tokens(9, keep=(0, -1), keep_ids=(7,))(ids).tolist() == [[1, 9, 9, 7, 2], [1, 9, 7, 9, 0]]
+    assert blank_tokens(9, keep=ids > 6)(ids).tolist() == [[9, 9, 9, 7, 9], [9, 8, 7, 9, 9]]
+    with pytest.raises(IndexError):
+        blank_tokens(9, keep=(7,))(ids)
 
 
 def test_relevance_inside_is_that_of_differences(tokens):
