@@ -21,8 +21,8 @@ Importing the package also registers its composites with Zennit: ``zennit.compos
 ======================================================  ==============================================================
 
 More is in the rooms: :py:mod:`zennit_attn.rules`, :py:mod:`zennit_attn.layers`, :py:mod:`zennit_attn.canonizers`,
-:py:mod:`zennit_attn.composites`, :py:mod:`zennit_attn.references`, :py:mod:`zennit_attn.heatmap`, :py:mod:`zennit_attn.evaluation`,
-:py:mod:`zennit_attn.attention`.
+:py:mod:`zennit_attn.composites`, :py:mod:`zennit_attn.references`, :py:mod:`zennit_attn.heatmap`,
+:py:mod:`zennit_attn.evaluation`, :py:mod:`zennit_attn.attention`.
 '''
 from importlib.metadata import PackageNotFoundError, version
 

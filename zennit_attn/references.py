@@ -13,8 +13,8 @@ def blank_tokens(blank, keep=(0,), keep_ids=()):
     blank: int
         The id of the blank token: ``[MASK]``, padding, or for a language model the id of a line break.
     keep: sequence of int or :py:class:`torch.Tensor`, optional
-        The positions that are kept, or a mask of booleans of the shape of the ids, or one that broadcasts to it. Default
-        is the first.
+        The positions that are kept, or a mask of booleans of the shape of the ids, or one that broadcasts to it.
+        Default is the first.
     keep_ids: sequence of int, optional
         The tokens that are kept wherever they stand.
 

@@ -29,7 +29,9 @@ FLOORS = {
     'operators': 1, 'attention': 1,
     'kernels': 0, 'trees': 0, 'errors': 0, 'observer': 0,
 }
-PUBLIC = 'attribution canonizers composites conservation errors evaluation heatmap layers references rules testing'.split()
+PUBLIC = '''
+    attribution canonizers composites conservation errors evaluation heatmap layers references rules testing
+    '''.split()
 
 
 def module_names():
