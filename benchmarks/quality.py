@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from zennit.attribution import Gradient, IntegratedGradients, Occlusion, SmoothGrad
 
 from zennit_attn.attribution import TokenGradient
-from zennit_attn.composites import CPLRP, AttnLRP, AttnLRPGamma, AttnTaylor, CPLRPGamma
+from zennit_attn.composites import CPLRP, AttnLRP, AttnLRPGamma, AttnTaylor, CPLRPGamma, Difference
 from zennit_attn.demo import DIGITS, HELD_OUT_SEED, SHAPES, Demo, Samples, digits, scenes
 from zennit_attn.demo.models import LinearAttentionCNN, MultiheadClassifier, PerformerClassifier, ViT
 from zennit_attn.demo.sequences import BLANK, CAUSAL, TASKS, sequences
@@ -270,6 +270,11 @@ def random_map(explained):
     return torch.rand(explained.units(explained.values).shape, generator=generator)
 
 
+def nothing(source):
+    '''The reference of differences: blank tokens, grey, or paper.'''
+    return torch.zeros_like(source) if source.is_floating_point() else torch.full_like(source, BLANK)
+
+
 COMPOSITES = {
     'CPLRP': CPLRP,
     'AttnLRP': AttnLRP,
@@ -277,6 +282,9 @@ COMPOSITES = {
     'CPLRPGamma': CPLRPGamma,
     'AttnLRPGamma': AttnLRPGamma,
     'AttnLRPGamma(0.25)': partial(AttnLRPGamma, linear_gamma=.25),
+    'Difference': partial(Difference, nothing),
+    'Difference, gammas 0.25': partial(Difference, nothing, linear_gamma=.25, conv_gamma=.25),
+    'Difference now, gammas 0.25': partial(Difference, nothing, norm='now', linear_gamma=.25, conv_gamma=.25),
 }
 METHODS = {
     **{name: partial(by_rule, composite) for name, composite in COMPOSITES.items()},

@@ -12,7 +12,7 @@ Importing the package also registers its composites with Zennit: ``zennit.compos
 
 ======================================================  ==============================================================
 :py:class:`CPLRP`, :py:class:`AttnLRP`,                 which rule goes where
-:py:class:`AttnTaylor`
+:py:class:`AttnTaylor`, :py:class:`Difference`
 :py:class:`AttentionCanonizer`                          brings attention to any other composite of Zennit
 :py:class:`TokenGradient`                               explains token models from their embedding
 :py:func:`audit`                                        measures where all relevance went
@@ -21,14 +21,14 @@ Importing the package also registers its composites with Zennit: ``zennit.compos
 ======================================================  ==============================================================
 
 More is in the rooms: :py:mod:`zennit_attn.rules`, :py:mod:`zennit_attn.layers`, :py:mod:`zennit_attn.canonizers`,
-:py:mod:`zennit_attn.composites`, :py:mod:`zennit_attn.heatmap`, :py:mod:`zennit_attn.evaluation`,
-:py:mod:`zennit_attn.attention`.
+:py:mod:`zennit_attn.composites`, :py:mod:`zennit_attn.references`, :py:mod:`zennit_attn.heatmap`,
+:py:mod:`zennit_attn.evaluation`, :py:mod:`zennit_attn.attention`.
 '''
 from importlib.metadata import PackageNotFoundError, version
 
 from .attribution import TokenGradient
 from .canonizers import AttentionCanonizer
-from .composites import CPLRP, AttnLRP, AttnTaylor
+from .composites import CPLRP, AttnLRP, AttnTaylor, Difference
 from .conservation import audit
 from .operators import register_operator
 from .testing import check_explanation
@@ -43,6 +43,7 @@ __all__ = [
     'AttentionCanonizer',
     'AttnLRP',
     'AttnTaylor',
+    'Difference',
     'TokenGradient',
     'audit',
     'check_explanation',
@@ -63,4 +64,4 @@ def __getattr__(name):
 
 
 _ROOMS = ('attention', 'attribution', 'canonizers', 'composites', 'conservation', 'errors', 'evaluation', 'heatmap',
-          'layers', 'operators', 'rules', 'testing')
+          'layers', 'operators', 'references', 'rules', 'testing')

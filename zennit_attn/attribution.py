@@ -38,7 +38,8 @@ def explained_output(model, module):
                               'from a tensor; name the embedding inside')
         with torch._C.DisableTorchFunction():
             leaves.append(output.detach().requires_grad_())
-            return leaves[-1] if engine is None or not engine.running else engine.forward.to_gradient(leaves[-1])
+            return leaves[-1] if engine is None or not engine.running else engine.forward.start(
+                leaves[-1], module, args)
 
     handle = module.register_forward_hook(take)
     try:

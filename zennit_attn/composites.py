@@ -8,7 +8,7 @@ from zennit.types import Convolution
 from .canonizers import AttentionCanonizer
 from .errors import ContextError
 from .layers import Attention, OperatorModule, Softmax
-from .rules import Gamma, Taylor, TaylorSoftmax
+from .rules import Gamma, Secant, Taylor, TaylorSoftmax
 
 #: Names of modules, or of their classes, inside which linear layers are attention projections.
 _ATTENTION_NAME = re.compile(r'att(n|ention)|m(h|s|hs)a\b', re.IGNORECASE)
@@ -178,3 +178,57 @@ class AttnTaylor(AttentionComposite):
         '''Get the rule of a module: as in other composites, and the expansion for the model as a whole.'''
         hook = super().mapping(ctx, name, module)
         return Taylor() if hook is None and not name else hook
+
+
+@register_composite('difference')
+class Difference(AttentionComposite):
+    r'''Relevance relative to a reference: what in the input makes the answer another one than for the reference.
+
+    ``R = (x - x0) g`` adds up to :math:`f(x) - f(x_0)`. Every operator runs for both, the input `x` and the reference
+    `x0`, and relevance follows its secant, by which the ledger closes without a sink [1]_: biases, positions and
+    other constants are the same in both and cancel. What remains of the output is what the reference gives already,
+    which the ledger shows as ``reference``. With a bar for the mean of the two values of a quantity:
+
+    ==================================  =============================================================================
+    linear                              its gradient
+    product of two                      the other factor is the mean of its two values
+    product of more, causal product     mean gradient of the straight path, by an exact quadrature
+    quotient ``y = a / b``              ``dy = (da - mean(y) db) / mean(b)``
+    function of each element            ``g_y (y - y0) / (x - x0)``, the derivative where the two are close
+    softmax                             ``L (g - sum(L g) / sum(L))``, :math:`L = (y - y_0) / (\ln y - \ln y_0)`
+    normalization                       the secant of ``c / deviation(c)``
+    maximum, sort, median               between what is picked for the reference and for the input
+    anything else                       mean gradient of the path by four points; the rest is a sink
+    ==================================  =============================================================================
+
+    Queries and keys receive relevance, and it does not depend on the zero of scores. What does not carry relevance,
+    such as what was detached, a mask, or a decision of the code, is that of the input in both streams.
+
+    Parameters
+    ----------
+    reference: :py:class:`torch.Tensor`, callable or float, optional
+        The reference `x0`: a tensor of the shape of what is explained or one that broadcasts to it, a number, or a
+        function of what is explained. For a model that is explained from its embedding, the function gets the token
+        ids, and a reference that is made of integers goes through the embedding. It has to keep what is no content: the
+        first token and the template for a language model. Default is 0.
+    norm: {'full', 'now'}, optional
+        Whether normalizers (deviations, denominators, roots and norms) have a secant too, or are constants: those of
+        the input. What they do otherwise for the reference then is a sink, ``reference: normalizers``.
+    linear_gamma, conv_gamma, stabilizer, layer_map, zero_params, canonizers
+        As for :py:class:`AttentionComposite`. Rules for modules see the differences of their input and output, without
+        a bias, and may serve what is linear in its input.
+
+    References
+    ----------
+    .. [1] A. Shrikumar, P. Greenside, and A. Kundaje: "Learning important features through propagating activation
+           differences," ICML 2017 (the rescale rule, which is the secant of a function of each element); the secants of
+           softmax, products, quotients and normalizations are derived in the docs.
+    '''
+    def __init__(self, reference=0., norm='full', **kwargs):
+        super().__init__(**kwargs)
+        self.secant = Secant(reference, norm)
+
+    def mapping(self, ctx, name, module):
+        '''Get the rule of a module: as in other composites, and secants for the model as a whole.'''
+        hook = super().mapping(ctx, name, module)
+        return self.secant if hook is None and not name else hook

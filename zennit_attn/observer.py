@@ -61,6 +61,10 @@ class Observer:
         '''Return a function that is told what the stabilizer before the module `where` absorbs.'''
         return None
 
+    def reference(self, where: str) -> Callable[[torch.Tensor], None] | None:
+        '''Return a function that is told how much of an output's relevance is what the reference gives.'''
+        return None
+
     def rule(self, where: str, module: torch.nn.Module, hook: Any) -> Callable[[Sequence, Sequence], None] | None:
         '''Return a function that is told the relevance that went into a rule of a module, and what came out.'''
         return None

@@ -11,6 +11,7 @@ from zennit.rules import Gamma as ZennitGamma
 from . import propagation
 from .engine import Engine, engine_of
 from .engine.module_calls import addresses, check_active, check_parameters
+from .errors import ContextError
 from .kernels import GammaLinear, LinearMap, gamma_gradient
 from .operators import Kind
 from .trees import tensors_in
@@ -218,6 +219,49 @@ class Taylor(OperatorRule):
         return dict.fromkeys(self.kinds, self.operate)
 
 
+class Secant(OperatorRule):
+    r'''Differences from a reference: every operator by its secant, so that ``sum (x - x0) g_x = (y - y0) g_y``.
+
+    It is the rule of a model as a whole. For an input `x` and a reference `x0` the relevance of the input adds up to
+    :math:`f(x) - f(x_0)`: constants, positions and biases are the same in both and absorb nothing. See
+    :py:class:`~zennit_attn.composites.Difference`, which has the formulas.
+
+    Parameters
+    ----------
+    reference: :py:class:`torch.Tensor`, callable or float, optional
+        The reference. See :py:class:`~zennit_attn.composites.Difference`.
+    norm: {'full', 'now'}, optional
+        Whether normalizers have a secant too, or are constants.
+    stabilizer: callable or float, optional
+        Accepted for uniformity; the rule divides by nothing.
+    '''
+    kinds = frozenset(propagation.DIFFERENCES)
+
+    def __init__(self, reference=0., norm='full', stabilizer=1e-6):
+        super().__init__(stabilizer=stabilizer)
+        if norm not in ('full', 'now'):
+            raise ValueError(f"norm must be 'full' or 'now', got {norm!r}")
+        self.reference = reference
+        self.norm = norm
+
+    def copy(self):
+        '''Return a copy of this rule, with its arguments.'''
+        return type(self)(reference=self.reference, norm=self.norm, stabilizer=self.stabilizer)
+
+    def rules_inside(self):
+        '''Return the rules by kind of operator that hold inside of the model.'''
+        return propagation.DIFFERENCES if self.norm == 'full' else propagation.NORMALIZERS_NOW
+
+    def operate(self, call):
+        '''Run an operator by the rule of its kind, where the model consists of it alone.'''
+        return self.rules_inside()[call.operator.kind](call)
+
+    def backward(self, module, grad_input, grad_output):
+        '''Refuse to explain a module by itself: there is no reference for its input.'''
+        raise ContextError('the rule Secant explains a model as a whole, with AttentionCanonizer; use the composite '
+                           'zennit_attn.composites.Difference')
+
+
 class Gamma(ZennitGamma):
     r'''Zennit's generalized gamma rule [1]_ in four products instead of ten.
 
@@ -269,12 +313,19 @@ class Gamma(ZennitGamma):
             return NotImplemented
         gamma, stabilizer = self.arguments['gamma'], Stabilizer.ensure(self.arguments['stabilizer'])
 
-        name, before = forward.location.name_of(module), addresses(module)
+        name, before, references = forward.location.name_of(module), addresses(module), forward.references
 
         def gradient(x, output, grad):
             check_active(self)
             check_parameters(module, before, name, self)
-            return gamma_gradient(LinearMap(module), x, output, grad, gamma, stabilizer, zeroed)
+            return gamma_gradient(
+                LinearMap(module, references is None), x, output, grad, gamma, stabilizer, zeroed)
         forward.check_tag(args[0], name)
         report = forward.observer and forward.observer.rule(name, module, self)
-        return forward.mark(GammaLinear.apply(args[0], function, gradient, report))
+        if references is None:
+            return forward.mark(GammaLinear.apply(args[0], function, gradient, report))
+        reference = references.of(args[0])
+        result = function(reference).detach()
+        # Code may write to what it gets in place, and so to its reference.
+        output = GammaLinear.apply(args[0], function, gradient, report, (reference, result.clone()))
+        return references.set(forward.mark(output), result)

@@ -10,7 +10,7 @@ from zennit.attribution import Gradient
 from cases.problems import build
 from helpers import Snapshot, assert_restored, equal_maps, one_hot, relevance_of
 from zennit_attn.canonizers.attention import engine_of
-from zennit_attn.composites import CPLRP, AttnLRP
+from zennit_attn.composites import CPLRP, AttnLRP, AttnTaylor, Difference
 from zennit_attn.conservation.recorder import recorded
 
 from .helpers import audited, fused
@@ -85,11 +85,17 @@ def test_parameters_gather_no_gradient_inside():
     assert torch.allclose(input.grad, relevance_of(model, input.detach(), CPLRP), rtol=1e-12)
 
 
-def test_model_is_freed():
-    '''No cycle or registry keeps an explained model alive.'''
+@pytest.mark.parametrize('composite', [CPLRP, AttnTaylor, Difference])
+def test_model_and_engine_are_freed(composite):
+    '''No cycle or registry keeps an explained model alive, or what explained it.'''
     model, input = fused()
-    relevance_of(model, input, CPLRP)
-    audited(model, input, CPLRP)
+    with Gradient(model, composite()) as attributor:
+        attributor(input.clone(), one_hot)
+        engine = weakref.ref(engine_of(model))
+    audited(model, input, composite)
+    del attributor
+    gc.collect()
+    assert engine() is None
     reference = weakref.ref(model)
     del model
     gc.collect()

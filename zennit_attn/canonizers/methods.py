@@ -1,7 +1,8 @@
 '''Replacements for methods of a module that look like the methods that they replace.'''
-from functools import cache, update_wrapper
+from functools import update_wrapper
 from inspect import signature
 from types import MethodType
+from weakref import WeakKeyDictionary
 
 
 def like_method(module, method, replacement):
@@ -36,9 +37,14 @@ def like_method(module, method, replacement):
     return MethodType(forward, module)
 
 
-@cache
+#: Found once for each function. Those that replace others come and go with a context.
+_SIGNATURES = WeakKeyDictionary()
+
+
 def _signature(function):
-    try:
-        return signature(function)
-    except (TypeError, ValueError):  # of what is not written in Python
-        return None
+    if function not in _SIGNATURES:
+        try:
+            _SIGNATURES[function] = signature(function)
+        except (TypeError, ValueError):  # of what is not written in Python
+            _SIGNATURES[function] = None
+    return _SIGNATURES[function]

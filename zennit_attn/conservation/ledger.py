@@ -17,8 +17,8 @@ class Sink:
         Dotted name of the module whose code ran.
     operator: str
         The function, or the rule of the module.
-    kind: {'bias', 'parameter', 'buffer', 'constant', 'stabilizer', 'rule', 'taylor'}
-        What absorbed it.
+    kind: {'bias', 'parameter', 'buffer', 'constant', 'stabilizer', 'rule', 'taylor', 'reference'}
+        What absorbed it; ``reference`` is what the output is for the reference already.
     name: str
         The parameter's name, or a word for the constant.
     relevance: :py:class:`torch.Tensor`

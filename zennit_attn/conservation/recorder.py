@@ -9,7 +9,7 @@ import torch
 from ..engine import zennit_hooks
 from ..observer import Observer, OperatorObserver
 from ..operators import Kind
-from ..propagation import Absorbed, softmax_dim
+from ..propagation import HIDDEN_BIAS, Absorbed, softmax_dim
 from ..propagation.constants import added
 from ..trees import address, gathered, substitute, tensors_in
 from .ledger import Operation, Sink
@@ -82,6 +82,10 @@ class Recorder(Observer):
         '''Return a function that books what a stabilizer absorbs.'''
         key = SinkKey(where, 'to relevance', 'stabilizer', '')
         return lambda amount: self.take(key, amount)
+
+    def reference(self, where):
+        '''Return a function that books what the reference gives at the output.'''
+        return lambda amount: self.take(SinkKey('', where, 'reference', ''), amount)
 
     def rule(self, where, module, hook):
         '''Return a function that books what went into a rule less what came out.'''
@@ -189,8 +193,9 @@ class _Record(OperatorObserver):
         return {key: self._taken_off(operand) for key, operand in operands.items()}
 
     def _taken_off(self, operand):
-        view, value = operand.view_as(operand), operand.detach().clone()
-        view.register_hook(lambda grad: self.recorder.take(self._hidden(), -_inner(value, grad)))
+        view, value = operand.view_as(operand), self.recorder.engine.forward.contribution(operand).clone()
+        key = SinkKey(self.where, self.call.operator.name, *HIDDEN_BIAS)
+        view.register_hook(lambda grad: self.recorder.take(key, -_inner(value, grad)))
         return view
 
     def _watch(self, output, absorbed):
@@ -198,13 +203,9 @@ class _Record(OperatorObserver):
         if self.call.inplace and output._base is not None:
             # Relevance reaches a view that was written to through its base.
             output, value = output._base, _within_base(output, value, self.base)
-        key = self._hidden() if absorbed.hidden else SinkKey(
-            self.where, self.call.operator.name, *self._identify())
+        key = SinkKey(self.where, self.call.operator.name, *(absorbed.hidden or self._identify()))
         value = value.clone()
         output.register_hook(lambda grad: self.recorder.take(key, _inner(value, grad)))
-
-    def _hidden(self):
-        return SinkKey(self.where, self.call.operator.name, 'taylor', 'hidden bias')
 
     def _identify(self):
         storages = [address(tensor, shared=True) for tensor in self.call.constants]

@@ -11,7 +11,7 @@ from zennit.core import Hook
 from ..errors import ContextError, UnsupportedRule
 from ..layers import OperatorModule
 from ..operators import Kind
-from ..propagation import RULES, taylor
+from ..propagation import DIFFERENCES, RULES, taylor
 from .location import Location
 
 
@@ -92,6 +92,7 @@ class Assignments:
         return kind not in self._replaced and (kind not in self.kinds or self.of_operator(kind)[1] is None)
 
     def expands(self, module: torch.nn.Module) -> bool:
-        '''Whether the products of a module follow their Taylor expansion, so that its queries and keys are no gates.'''
+        '''Whether products in a module follow their expansion or secant, so that its queries and keys are no gates.'''
         _, hook = self._operators.get((id(module), Kind.EINSUM), (None, None))
-        return taylor in (getattr(hook, 'operate', None), self._replaced.get(Kind.EINSUM))
+        replaced = self._replaced.get(Kind.EINSUM)
+        return taylor in (getattr(hook, 'operate', None), replaced) or replaced is DIFFERENCES[Kind.EINSUM]

@@ -145,10 +145,10 @@ def stabilized(stabilizer, x):
 
 
 class ToGradient(Function):
-    '''A tensor enters operator code: ``R = x * g``.'''
+    '''A tensor enters operator code: ``R = x * g``, or with a reference ``R = (x - x0) * g``.'''
     @staticmethod
-    def forward(ctx, x, passes):
-        ctx.save_for_backward(x)
+    def forward(ctx, x, passes, reference=None):
+        ctx.save_for_backward(x if reference is None else x - reference)
         ctx.passes = passes
         return x.clone()
 
@@ -157,18 +157,19 @@ class ToGradient(Function):
     def backward(ctx, grad):
         ctx.passes.check()
         x, = ctx.saved_tensors
-        return x * grad, None
+        return x * grad, None, None
 
 
 class ToRelevance(Function):
     '''A tensor leaves operator code: ``g = R / (x + eps sign(x))``. The stabilizer absorbs the rest.
 
     In low precision `g` is at most the largest number there is, and the stabilizer is booked for what that cuts off.
+    With a reference, relevance inside of the model is that of ``x - x0``.
     '''
     @staticmethod
-    def forward(ctx, x, stabilizer, report, passes):
+    def forward(ctx, x, stabilizer, report, passes, reference=None):
         output = x.clone()
-        ctx.save_for_backward(output)
+        ctx.save_for_backward(output if reference is None else x - reference)
         ctx.stabilizer = stabilizer
         ctx.report = report
         ctx.passes = passes
@@ -188,4 +189,4 @@ class ToRelevance(Function):
             grad = grad.clamp_(-limit, limit)
         if ctx.report is not None:
             ctx.report(relevance.to(wide) - x.to(wide) * grad)
-        return grad.to(x.dtype), None, None, None
+        return grad.to(x.dtype), None, None, None, None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import BackwardCFunction
 
-from ..errors import NoRelevance, UnsupportedOperator, UntrackedTensor
+from ..errors import NoRelevance, UnsupportedOperator, UnsupportedRule, UntrackedTensor
 from ..operators import Kind
 from ..propagation import Call
 from ..trees import leaves, rebuilt, tensors_of
@@ -17,6 +17,7 @@ from . import messages
 from .assignments import Assignments
 from .domains import Moved, Reindexed, Source, ToGradient, ToRelevance
 from .origins import Origin, follow
+from .references import References
 from .tags import Tag, gate_of, origin_of, tag_of, twin_of
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Forward:
         Which rule is on what.
     observed: bool
         Whether somebody watches.
+    references: :py:class:`~zennit_attn.engine.references.References` or None
+        The second stream, if relevance is that of differences from a reference.
     thread: int
         The thread that it runs in.
     refusal: :py:class:`~zennit_attn.errors.UntrackedTensor` or None
@@ -57,6 +60,7 @@ class Forward:
         self.observed = engine.observer is not None
         self.location = engine.location
         self.assignments = Assignments(engine.location, rules)
+        self.references = self._references()
         self.thread = threading.get_ident()
         self.identity = object()  # for tags, which must not keep the engine alive
         self.carrying_tag = Tag(self.identity)
@@ -65,6 +69,16 @@ class Forward:
         self.refusal: UntrackedTensor | None = None
         self._last_gate: tuple | None = None
         self._without_grad: tuple | None = None
+
+    def _references(self) -> References | None:
+        found = None
+        for name, module, hooks in self.location.ruled:
+            for hook in hooks:
+                if hasattr(hook, 'reference'):
+                    if module is not self.location.root:
+                        raise UnsupportedRule(messages.reference_of_a_part(name))
+                    found = References(hook.reference)
+        return found
 
     # ---- what rules may ask ------------------------------------------------------------------------------------------
 
@@ -125,7 +139,14 @@ class Forward:
         '''Take an input of the root into the gradient domain.'''
         if tensor.requires_grad and tensor.is_complex():
             raise UnsupportedOperator(messages.complex_input(self.location.name_of(self.location.root)))
-        return self.to_gradient(tensor) if tensor.requires_grad else tensor
+        return self.start(tensor) if tensor.requires_grad else tensor
+
+    def start(self, tensor: torch.Tensor, module: torch.nn.Module | None = None, args: tuple = ()) -> torch.Tensor:
+        '''Take what is explained into the gradient domain: an input of the root, or the output of a module.'''
+        if self.references is None:
+            return self.to_gradient(tensor)
+        root = self.location.name_of(self.location.root)
+        return self.to_gradient(tensor, self.references.start(tensor, root, module, args))
 
     def leave(self, output: Any, selected: bool = False) -> Any:
         '''Return the root's output, or what is selected of it, in the relevance domain.'''
@@ -147,9 +168,11 @@ class Forward:
         known = tag is not None and tag.forward is self.identity and tag.carries
         return self.to_relevance(tensor, 'arguments') if known else tensor
 
-    def to_gradient(self, tensor: torch.Tensor) -> torch.Tensor:
+    def to_gradient(self, tensor: torch.Tensor, reference: torch.Tensor | None = None) -> torch.Tensor:
         '''Convert a tensor of the relevance domain for operator code; its twin stays known.'''
-        output = ToGradient.apply(tensor, self.engine.passes)
+        output = ToGradient.apply(tensor, self.engine.passes, reference)
+        if self.references is not None and reference is not None:
+            self.references.set(output, reference)
         self._mark(output, None, Source(tensor))
         return output
 
@@ -158,13 +181,29 @@ class Forward:
         if not tensor.requires_grad:
             return tensor
         self.check_tag(tensor, where)
-        twin = twin_of(tensor)
+        ends = self.references is not None and where in ('output', 'arguments')
+        twin = None if ends else twin_of(tensor)
         if twin is not None:
             return twin
         if tensor.is_complex():
             raise UnsupportedOperator(messages.complex_tensor(where))
         report = self.observer and self.observer.stabilizer(where)
-        return ToRelevance.apply(tensor, self.engine.stabilizer, report, self.engine.passes)
+        reference = None if self.references is None else self.references.of(tensor)
+        if reference is not None and where in ('output', 'arguments'):
+            tensor, reference = self._less_reference(tensor, reference, where), None
+        return ToRelevance.apply(tensor, self.engine.stabilizer, report, self.engine.passes, reference)
+
+    def _less_reference(self, tensor: torch.Tensor, reference: torch.Tensor, where: str) -> torch.Tensor:
+        '''Relevance outside of the model is that of its output, of which what the reference gives is a sink.'''
+        report = self.observer and self.observer.reference(where)
+        if report:
+            tensor = tensor.view_as(tensor)
+            tensor.register_hook(lambda grad: report(reference * grad))
+        return tensor
+
+    def contribution(self, tensor: torch.Tensor) -> torch.Tensor:
+        '''What relevance per unit is multiplied by: a tensor, or what it has more than its reference.'''
+        return tensor.detach() if self.references is None else self.references.difference(tensor)
 
     # ---- tags --------------------------------------------------------------------------------------------------------
 
@@ -201,6 +240,8 @@ class Forward:
 
     def mark_result(self, call: Call, output: Any, origins: list) -> None:
         '''Tag what a call returned or wrote to, given the origins of its operands.'''
+        if self.references is not None:
+            self.references.follow(call, output)
         origin = follow(call, origins)
         if output is None or call.inplace:
             self._mark_target(call, origin)
@@ -228,6 +269,8 @@ class Forward:
         '''Write what a module has computed in place where everybody sees it who holds its input.'''
         tag = tag_of(result)
         target.copy_(result)
+        if self.references is not None:
+            self.references.put_in_place(target, result)
         self.mark_base(target)
         self._mark(target, None, tag.twin if tag is not None else None)
         return target

@@ -166,3 +166,19 @@ def outside_of_forward(module: str, root: str) -> str:
         f'module {module!r} is called outside of the forward of {root}, on which the context is open, where no rule '
         'can follow; open the context on that module, or put the computation into the forward of a module of its own'
     )
+
+
+def bad_reference(root, given, shape):
+    what = f'of shape {tuple(given.shape)}' if hasattr(given, 'shape') else f'{given!r}'
+    return (f'the reference of {root} is {what}, and what is explained has shape {shape}; give a tensor that '
+            'broadcasts to it, a number, or a function that takes it and returns one of these')
+
+
+def reference_of_a_part(name):
+    return (f'module {name!r} has the rule Secant, which explains a difference of two inputs of the model as a whole; '
+            'give it to the model itself, as zennit_attn.composites.Difference does')
+
+
+def no_difference(name, module, rule):
+    return (f'rule {rule} on module {name!r}: {module} is not linear but for its bias, so the rule cannot explain a '
+            'difference from a reference; leave the module without a rule, so that its operators are followed')

@@ -235,9 +235,12 @@ class Engine(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         tensors = tensors_in(args, kwargs) if kwargs else tensors_in(*args)
         operands = [tensor for tensor in tensors if tensor.requires_grad]
-        if not operands:
-            return func(*args, **(kwargs or {}))
         forward = self.forward
+        if not operands:
+            output = func(*args, **(kwargs or {}))
+            if forward.references is not None:
+                forward.references.follow_constants(operator, func, args, kwargs or {}, output)
+            return output
         if forward.direct and operator is not None and len(operands) <= operator.direct and (
                 forward.are_plain(operands)) and not (operator.pairwise and len(operands) == 1 and shifts(args)):
             return self._run_directly(forward, func, args, kwargs or {}, operands)
@@ -350,6 +353,8 @@ class Engine(TorchFunctionMode):
             return target
         with self:
             output = out_of_place(call.func, call.operator.name)(target.detach().clone(), *rest, **call.kwargs)
+        if self.forward.references is not None:
+            self.forward.references.put_in_place(target, output)
         target.copy_(output)
         if tag_of(output) is None:
             return self.forward.mark_constant(target)
@@ -360,6 +365,8 @@ class Engine(TorchFunctionMode):
         forward, kind = self.forward, call.operator.kind
         if call.operator.mask is not None:
             call.flatten_mask()
+        if forward.references is not None:
+            forward.references.begin(call)
         origins = [origin_of(operand) for operand in call.operands]
         check_memory = guard(call) if call.inplace else None
         module, hook = forward.rule_of(kind)

@@ -1,6 +1,6 @@
 '''Calls of modules that have a Zennit rule: a copy of the rule for each, so that a module may be called many times.'''
 import inspect
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import copy
 
 import torch
@@ -11,7 +11,7 @@ from zennit.rules import NoMod, Pass
 from ..errors import ContextError, UnsupportedRule
 from ..layers import OPERATOR_MODULES, weights_of
 from ..propagation.contraction import with_one_weight
-from ..trees import address, rebuilt, tensors_in, tensors_of
+from ..trees import address, rebuilt, substitute, tensors_in, tensors_of
 from . import messages
 from .domains import first_order
 
@@ -32,7 +32,7 @@ class Hooked(Function):
 
 class HookedCall:
     '''One call of a module through a copy of its Zennit rule.'''
-    def __init__(self, engine, module, function, hook, args, kwargs, report):
+    def __init__(self, engine, module, function, hook, args, kwargs, report, references=None):
         self.engine = engine
         self.module = module
         self.function = function
@@ -42,9 +42,10 @@ class HookedCall:
         self.args = args
         self.kwargs = kwargs
         self.report = report
+        self.references = references  # of the arguments, if relevance is that of differences
         self.positions = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor) and arg.requires_grad]
         self.structure = None
-        self.autocast = self.versions = self.addresses = None
+        self.autocast = self.versions = self.addresses = self.reference = None
 
     def _fill(self, tensors):
         args = list(self.args)
@@ -61,12 +62,36 @@ class HookedCall:
         private = tuple(arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args)
         with torch._C.DisableTorchFunction():
             output = self.function(*private, **self.kwargs)
+            seen, result = (args, output) if self.references is None else self._differences(args, output)
             info = (self.kwargs,) if len(inspect.signature(self.hook.forward).parameters) == 4 else ()
-            self.hook.forward(self.module, args, *info, output)
+            self.hook.forward(self.module, seen, *info, result)
         self.structure = output
         self.args = self._fill([None] * len(self.positions))
-        self.inputs = args
+        self.inputs = seen
         return [tensor.clone() for tensor in tensors_of(output) if tensor.is_floating_point()]
+
+    def _differences(self, args, output):
+        '''What the rule sees of the module: how its input and its output differ from the reference, without a bias.'''
+        reference = self.function(*(arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in self.references),
+                                  **self.kwargs)
+        self.reference = [tensor.detach().clone() for tensor in tensors_of(reference)]
+        seen = tuple(arg - other if position in self.positions else arg
+                     for position, (arg, other) in enumerate(zip(args, self.references, strict=True)))
+        result = _filled(output, [one - other for one, other in zip(
+            tensors_of(output), self.reference, strict=True)])
+        if not isinstance(self.hook, Pass):
+            self._check_linear(seen, result)
+        return seen, result
+
+    def _check_linear(self, seen, result):
+        with without_bias(self.module):
+            linear = self.function(*(arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in seen),
+                                   **self.kwargs)
+        for one, other in zip(tensors_of(linear), tensors_of(result), strict=True):
+            scale = max(float(tensor.abs().max()) if tensor.numel() else 0. for tensor in (*self.reference, other))
+            if not torch.allclose(one, other, rtol=0., atol=1e3 * torch.finfo(other.dtype).eps * scale):
+                raise UnsupportedRule(messages.no_difference(
+                    self.engine.location.name_of(self.module), type(self.module).__name__, type(self.hook).__name__))
 
     def backward(self, relevance):
         '''Return the relevance of the inputs, given that of the outputs.'''
@@ -76,7 +101,8 @@ class HookedCall:
             raise ContextError(f'the input of the model, which module {name!r} has used, was written to between '
                                'forward and backward; write to a clone of it')
         check_parameters(self.module, self.addresses, name, self.source)
-        with self.engine.resting(self.module), self.autocast:
+        hidden = nullcontext() if self.references is None else without_bias(self.module)
+        with self.engine.resting(self.module), self.autocast, hidden:
             return self._backward(relevance)
 
     def _backward(self, relevance):
@@ -135,9 +161,10 @@ def apply_rule(forward, module, function, hook, args, kwargs, name):
             'relevance, and the rule can serve one only; leave the module without a rule, or give it '
             'zennit_attn.rules.Uniform'
         )
+    references = None if forward.references is None else substitute(args, forward.references.of)
     args = tuple(forward.to_relevance(arg, name) if isinstance(arg, torch.Tensor) else arg for arg in args)
     report = forward.observer and forward.observer.rule(name, module, hook)
-    call = HookedCall(forward.engine, module, function, hook, args, kwargs, report)
+    call = HookedCall(forward.engine, module, function, hook, args, kwargs, report, references)
     outputs = iter(Hooked.apply(call, *(args[position] for position in call.positions)))
     structure, call.structure = call.structure, None
     if not (isinstance(structure, torch.Tensor) or (tensors_of(structure) and not isinstance(hook, BasicHook))):
@@ -145,8 +172,9 @@ def apply_rule(forward, module, function, hook, args, kwargs, name):
             f'rule {type(hook).__name__} on module {name!r}: the module returns {type(structure).__name__}, and '
             'the rule can serve a tensor only; give it to the modules inside'
         )
-    result = rebuilt(
-        structure, lambda tensor: forward.to_gradient(next(outputs)) if tensor.is_floating_point() else tensor)
+    others = iter(call.reference or ())
+    result = rebuilt(structure, lambda tensor: forward.to_gradient(
+        next(outputs), next(others, None)) if tensor.is_floating_point() else tensor)
     return result if target is None else forward.put_in_place(target, result)
 
 
@@ -196,6 +224,25 @@ def addresses(module):
     return [address(getattr(owner, name)) for path, owner in module.named_modules()
             if not path.rpartition('.')[2].startswith('canonizer_')
             for name, parameter in owner._parameters.items() if parameter is not None]
+
+
+def _filled(structure, tensors):
+    tensors = iter(tensors)
+    return rebuilt(structure, lambda tensor: next(tensors))
+
+
+@contextmanager
+def without_bias(module):
+    '''Let a module run without what it adds, as it acts on differences.'''
+    holders = [holder for holder in (module._parameters, module.__dict__) if holder.get('bias') is not None]
+    kept = [(holder, holder['bias']) for holder in holders]
+    try:
+        for holder in holders:
+            holder['bias'] = None
+        yield
+    finally:
+        for holder, bias in kept:
+            holder['bias'] = bias
 
 
 def _autocast_of(device):

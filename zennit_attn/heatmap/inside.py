@@ -95,6 +95,7 @@ class _Slot:
         '''Keep what arrives at a tensor; without an engine, relevance takes the place of the gradient.'''
         index, value = len(self.values), tensor.detach().clone()
         self.values.append(value)
+        value = value if engine is None else engine.forward.contribution(tensor).clone()
         if engine is None:
             tensor.register_hook(lambda relevance: self.add(index, relevance))
             return

@@ -8,9 +8,10 @@ from .colors import by_method
 from .titles import share, wrapped
 
 #: What absorbs relevance, in the order of the figure.
-_GROUPS = ('biases', 'positions', 'other parameters', 'constants', 'stabilizers', 'rules', 'hidden biases')
+_GROUPS = ('biases', 'positions', 'other parameters', 'constants', 'stabilizers', 'rules', 'hidden biases',
+           'reference')
 _KINDS = {'bias': 'biases', 'parameter': 'other parameters', 'buffer': 'other parameters', 'constant': 'constants',
-          'stabilizer': 'stabilizers', 'rule': 'rules', 'taylor': 'hidden biases'}
+          'stabilizer': 'stabilizers', 'rule': 'rules', 'taylor': 'hidden biases', 'reference': 'reference'}
 _POSITION = re.compile(r'(^|[._])(w?pos|position|time)', re.IGNORECASE)
 _COLOURS = {'input': '#c0392b', 'unaccounted': '#000000'}
 
@@ -29,7 +30,7 @@ def ledger_shares(ledger, sample=0):
     -------
     dict[str, float]
         Relevance by where it went: ``input``, the groups of sinks that there are (biases, positions, other
-        parameters, constants, stabilizers, rules, hidden biases) and ``unaccounted``. They add up to the output's.
+        parameters, constants, stabilizers, rules, hidden biases, reference) and ``unaccounted``. They add up to the output's.
     '''
     batch = len(ledger.output)
     if not -batch <= sample < batch:

@@ -1,15 +1,29 @@
 '''Backward passes that are a rule, as autograd functions: of activations, normalizations, linear layers, attention.'''
 from .activation import Scale, slope_at_zero
-from .attention import ConstantAttention, blank_rows
+from .attention import ConstantAttention, SecantAttention, blank_rows
 from .causal import backends, causal_dot_product, causal_dot_product_values, plain_precision
 from .delta import delta_rule, delta_rule_values
 from .gamma import GammaLinear, LinearMap, gamma_gradient
 from .linear import ConstantConvolution, ConstantLinear
 from .normalization import batch_norm, group_norm, instance_norm, layer_norm, per_channel, rms_norm
+from .secants import (
+    along_path,
+    between_picks,
+    log_ratio_of_softmax,
+    logarithmic_mean,
+    normalization_gradient,
+    of_two_factors,
+    pulled_back,
+    slope,
+    softmax_gradient,
+    with_gradient,
+)
 
 __all__ = [
-    'ConstantAttention', 'ConstantConvolution', 'ConstantLinear', 'GammaLinear', 'LinearMap', 'Scale', 'backends',
-    'batch_norm', 'blank_rows', 'causal_dot_product', 'causal_dot_product_values', 'delta_rule', 'delta_rule_values',
-    'gamma_gradient', 'group_norm', 'instance_norm', 'layer_norm', 'per_channel', 'plain_precision', 'rms_norm',
-    'slope_at_zero',
+    'ConstantAttention', 'ConstantConvolution', 'ConstantLinear', 'GammaLinear', 'LinearMap', 'Scale',
+    'SecantAttention', 'along_path', 'backends', 'batch_norm', 'between_picks', 'blank_rows', 'causal_dot_product',
+    'causal_dot_product_values', 'delta_rule', 'delta_rule_values', 'gamma_gradient', 'group_norm', 'instance_norm',
+    'layer_norm', 'log_ratio_of_softmax', 'logarithmic_mean', 'normalization_gradient', 'of_two_factors',
+    'per_channel', 'plain_precision', 'pulled_back', 'rms_norm', 'slope', 'slope_at_zero', 'softmax_gradient',
+    'with_gradient',
 ]

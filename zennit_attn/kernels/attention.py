@@ -5,6 +5,7 @@ from torch.nn import functional
 
 from .causal import plain_precision
 from .outputs import owned
+from .secants import log_ratio_of_softmax, logarithmic_mean, softmax_gradient
 
 
 class ConstantAttention(Function):
@@ -47,6 +48,73 @@ def _transposed_attention(query, key, mask, causal, grad):
         weights = _softmax(scores, mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :])
         result[..., seen, :] += weights.mT @ grad[..., rows, :]
     return result
+
+
+class SecantAttention(Function):
+    r'''Softmax attention, and the secant from a reference to the input of all that it consists of.
+
+    With bars for means of the two and `L` the logarithmic mean of the maps `A` and :math:`A_0`,
+
+    .. math:: g_v = \bar A^\top g \qquad
+              g_s = L \left( g_A - \frac{\sum L g_A}{\sum L} \right) \;\text{with}\; g_A = g \bar v^\top \qquad
+              g_q = g_s \bar k \qquad g_k = g_s^\top \bar q .
+
+    No map is kept: the backward pass computes both again, some rows at a time.
+    '''
+    @staticmethod
+    def forward(ctx, query, key, value, output, references, mask, causal, scale, grouped):
+        # New tensors, which code cannot write to between forward and backward.
+        ctx.inputs = [tensor.detach().clone() for tensor in (query, key, value)]
+        ctx.references = [tensor.clone() for tensor in references]
+        ctx.mask, ctx.causal = mask, causal
+        ctx.scale = query.shape[-1] ** -.5 if scale is None else scale
+        ctx.group = query.shape[-3] // key.shape[-3] if grouped else 1
+        return output[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        shapes, dtype = [tensor.shape for tensor in ctx.inputs], grad.dtype
+        working = torch.promote_types(dtype, torch.float32)
+        triples = [[tensor.to(working) for tensor in triple] for triple in (ctx.inputs, ctx.references)]
+        triples = [(query * ctx.scale, *(
+            tensor.repeat_interleave(ctx.group, -3) if ctx.group > 1 else tensor for tensor in (key, value)))
+            for query, key, value in triples]
+        with plain_precision(grad.device.type):
+            query, *rest = _secant_attention(*triples, ctx.mask, ctx.causal, grad.to(working))
+        if ctx.group > 1:
+            rest = [each.unflatten(-3, (-1, ctx.group)).sum(-3) for each in rest]
+        found = zip((query * ctx.scale, *rest), shapes, strict=True)
+        return *(each.sum_to_size(shape).to(dtype) for each, shape in found), *[None] * 6
+
+
+def _secant_attention(triple, triple0, mask, causal, grad):
+    '''The gradients of query, key and value, with a block of rows of the maps in memory at a time.'''
+    query, key, value = (torch.lerp(other, one, .5) for one, other in zip(triple, triple0, strict=True))
+    grad_query, grad_key, grad_value = (grad.new_zeros(*grad.shape[:-2], *tensor.shape[-2:]) for tensor in (
+        query, key, value))
+    for rows in _blocks_of_rows(grad, key.shape[-2]):
+        seen, own = slice(rows.stop if causal else None), grad[..., rows, :]
+        scores, weights = zip(*(_map(*both[:2], mask, rows, seen, causal) for both in (triple, triple0)), strict=True)
+        mean = logarithmic_mean(*weights, log_ratio_of_softmax(*scores, *weights, -1))
+        grad_value[..., seen, :] += (weights[0] + weights[1]).mul_(.5).mT @ own
+        inner = softmax_gradient(own @ value[..., seen, :].mT, mean, -1)
+        grad_query[..., rows, :] = inner @ key[..., seen, :]
+        grad_key[..., seen, :] += inner.mT @ query[..., rows, :]
+    return grad_query, grad_key, grad_value
+
+
+def _map(query, key, mask, rows, seen, causal):
+    '''Scores and softmax of some rows.'''
+    scores = query[..., rows, :] @ key[..., seen, :].mT
+    if causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu_(1 + rows.start)
+        scores.masked_fill_(future, -torch.inf)
+    if mask is not None:
+        mask = mask if mask.shape[-2] == 1 else mask[..., rows, :]
+        scores = scores.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else scores.add_(mask)
+    weights = scores.softmax(-1)
+    return scores, weights if mask is None else weights.masked_fill_(blank_rows(scores, -1), 0.)
 
 
 def _softmax(scores, mask):

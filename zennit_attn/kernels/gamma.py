@@ -8,11 +8,15 @@ from .outputs import owned
 
 
 class GammaLinear(Function):
-    '''The generalized gamma rule of a linear module in two products: see :py:class:`~zennit_attn.rules.Gamma`.'''
+    '''The generalized gamma rule of a linear module in two products: see :py:class:`~zennit_attn.rules.Gamma`.
+
+    With a reference, a pair of input and output, it is the rule of the differences from these.
+    '''
     @staticmethod
-    def forward(ctx, x, function, gradient, report):
+    def forward(ctx, x, function, gradient, report, reference=None):
         output = owned(function(x))
         ctx.save_for_backward(x)
+        ctx.reference = reference
         # not saved by autograd, which would refuse code that writes into the output later on
         ctx.output, ctx.version, ctx.function = output.detach(), output._version, function
         ctx.gradient = gradient
@@ -24,16 +28,22 @@ class GammaLinear(Function):
     def backward(ctx, grad):
         x, = ctx.saved_tensors
         output = ctx.output if ctx.output._version == ctx.version else ctx.function(x)
+        if ctx.reference is not None:
+            x, output = x - ctx.reference[0], output - ctx.reference[1]
         result = ctx.gradient(x, output, grad)
         if ctx.report is not None:
             ctx.report([output * grad], [x * result])
-        return result, None, None, None
+        return result, None, None, None, None
 
 
 class LinearMap:
-    '''The map ``x -> x W`` of a linear layer or convolution without its bias, its transpose, and those of ``|W|``.'''
-    def __init__(self, module):
+    '''The map ``x -> x W`` of a linear layer or convolution without its bias, its transpose, and those of ``|W|``.
+
+    Of differences, which have no bias, `biased` is False.
+    '''
+    def __init__(self, module, biased=True):
         self.module = module
+        self.biased = biased
 
     def __call__(self, x, weight):
         if isinstance(self.module, torch.nn.Linear):
@@ -53,7 +63,7 @@ class LinearMap:
     @property
     def bias(self):
         '''The bias in a shape that fits the outputs, or None.'''
-        bias = self.module.bias
+        bias = self.module.bias if self.biased else None
         if bias is None or isinstance(self.module, torch.nn.Linear):
             return bias
         return bias.reshape(-1, *[1] * (self.module.weight.ndim - 2))

@@ -5,7 +5,9 @@ whatever is linear. A rule takes a :py:class:`Call` and runs it; it may ask the 
 :py:class:`~zennit_attn.propagation.call.Running` says.
 '''
 from .call import Call, Running
-from .rule import Absorbed, Rule, rule
+from .difference import DIFFERENCES, NORMALIZERS_NOW
+from .reference import Reference
+from .rule import HIDDEN_BIAS, Absorbed, Rule, rule
 from .rules import (
     RULES,
     activation,
@@ -26,7 +28,8 @@ from .rules import (
 from .taylor import EXPANDED, softmax_dim, taylor, taylor_softmax
 
 __all__ = [
-    'EXPANDED', 'RULES', 'Absorbed', 'Call', 'Rule', 'Running', 'activation', 'add', 'attention', 'constant',
+    'DIFFERENCES', 'EXPANDED', 'HIDDEN_BIAS', 'NORMALIZERS_NOW', 'RULES', 'Absorbed', 'Call', 'Reference', 'Rule',
+    'Running', 'activation', 'add', 'attention', 'constant',
     'decomposed', 'gate', 'linear', 'multiply', 'normalization', 'proportional', 'rearrange', 'rule', 'scaled',
     'select', 'softmax_dim', 'taylor', 'taylor_softmax', 'uniform',
 ]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..observer import OperatorObserver
+    from .reference import Reference
     from .rule import Rule
 
 
@@ -18,6 +19,8 @@ class Running(Protocol):
     '''The forward that runs, as rules see it: nothing else of the engine is theirs.'''
     #: Whether somebody watches, to whom fused functions have to be shown step by step.
     observed: bool
+    #: What tensors are for the reference, if relevance is that of differences.
+    references: Any
 
     def locate(self) -> tuple[str, str]:
         '''Return the name of the module whose code runs, and the line that called the operator.'''
@@ -57,8 +60,11 @@ class Call:
         The rule that ran: of several that called each other, the last.
     record: :py:class:`~zennit_attn.observer.OperatorObserver` or None
         Who watches the call.
+    reference: :py:class:`Reference` or None
+        The call as it is for the reference, if relevance is that of differences.
     '''
-    __slots__ = ('forward', 'operator', 'func', 'args', 'kwargs', 'operands', 'inplace', 'rule', 'record', 'original')
+    __slots__ = ('forward', 'operator', 'func', 'args', 'kwargs', 'operands', 'inplace', 'rule', 'record', 'original',
+                 'reference')
 
     def __init__(self, forward: Running, operator: Operator, func: Callable, args: tuple, kwargs: Mapping,
                  operands: list[torch.Tensor]):
@@ -72,6 +78,7 @@ class Call:
         self.rule: Rule | None = None
         self.record: OperatorObserver | None = None
         self.original: torch.Tensor | None = None
+        self.reference: Reference | None = None
         if kwargs and operator.signature or 'other' in kwargs or 'input' in kwargs:
             self._to_positional(operator.signature or ('input', 'other'))
         if operator.of_two is not None and len(self.args) > 1 and hasattr(self.args[1], 'requires_grad'):

@@ -18,11 +18,15 @@ class Absorbed(NamedTuple):
     ----------
     value: :py:class:`torch.Tensor`
         Of the shape of the output.
-    hidden: bool
-        Whether it is the hidden bias of an expansion, and no constant of the model.
+    hidden: tuple of str, optional
+        Kind and name of the sink, where it is no constant of the model: the hidden bias of an expansion.
     '''
     value: torch.Tensor
-    hidden: bool = False
+    hidden: tuple[str, str] | None = None
+
+
+#: What an expansion leaves over.
+HIDDEN_BIAS = ('taylor', 'hidden bias')
 
 
 class Rule:

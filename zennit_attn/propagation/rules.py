@@ -272,14 +272,14 @@ def linear(call):
     '''Weights times input, as a product of whichever of the two depend on the input.'''
     if call.operator.steered:
         return steered(call)
-    if call.func is functional.linear and _may_skip(call):
+    if call.func is functional.linear and may_skip(call):
         return ConstantLinear.apply(*call.args, *[None] * (3 - len(call.args)))
-    if call.func in _CONVOLUTIONS and _may_skip(call) and _is_dense_convolution(*call.args):
+    if call.func in _CONVOLUTIONS and may_skip(call) and _is_dense_convolution(*call.args):
         return _constant_convolution(call.func, *call.args)
     return uniform(call)
 
 
-def _may_skip(call):
+def may_skip(call):
     '''Looking for zeros is worth it on a CPU only; autocast computes in another type than its operands have.'''
     operand = call.args[0]
     only = len(call.operands) == 1 and call.carries(operand) and not call.kwargs and operand.ndim > 1

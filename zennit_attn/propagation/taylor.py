@@ -9,7 +9,7 @@ from torch.nn import functional
 from ..kernels import blank_rows
 from ..operators import Kind
 from ..trees import substitute
-from .rule import Absorbed, rule
+from .rule import HIDDEN_BIAS, Absorbed, rule
 from .rules import add, attention, constant, decomposed, gate, is_root, linear, multiply, picked, proportional, scaled
 
 
@@ -40,7 +40,8 @@ def _softmax_bias(call, output, place=0):
     if call.operator.tangent is None:
         return None
     x, y = call.before[0].detach().double(), output.double().masked_fill(_blanks(call), 0.)
-    return Absorbed(y - call.operator.tangent(x.masked_fill(x.isneginf(), 0.), y, softmax_dim(call)), hidden=True)
+    tangent = call.operator.tangent(x.masked_fill(x.isneginf(), 0.), y, softmax_dim(call))
+    return Absorbed(y - tangent, HIDDEN_BIAS)
 
 
 @rule('TaylorSoftmax', left_over=_softmax_bias)
@@ -82,15 +83,15 @@ def _hidden_bias(call, output, place=0):
     Of anything else, the output as a whole: what the operands received is taken off it where they are watched.
     '''
     if not _has_formula(call):
-        return Absorbed(output, hidden=True)
+        return Absorbed(output, hidden=HIDDEN_BIAS)
     if call.operator.kind not in (Kind.ACTIVATION, Kind.GATE):
-        return Absorbed((1 - len(call.factors)) * output, hidden=True)
+        return Absorbed((1 - len(call.factors)) * output, hidden=HIDDEN_BIAS)
     leaf = call.before[0].detach().clone().requires_grad_()
     with torch.enable_grad():
         result = call.run_out_of_place((leaf * 1., *call.args[1:]))
     slope, = torch.autograd.grad(result, leaf, torch.ones_like(result))
     # Where the function is flat, as at a masked value of -inf, its operand receives nothing.
-    return Absorbed(output - torch.where(slope == 0, 0., leaf.detach() * slope), hidden=True)
+    return Absorbed(output - torch.where(slope == 0, 0., leaf.detach() * slope), hidden=HIDDEN_BIAS)
 
 
 @rule('Taylor', left_over=_hidden_bias)
