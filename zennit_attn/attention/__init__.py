@@ -4,6 +4,7 @@ Each loads the ``state_dict`` of the package it is known from, and has an equal 
 '''
 from ..kernels.causal import backends, causal_dot_product, causal_dot_product_values
 from ..kernels.delta import delta_rule, delta_rule_values
+from ..kernels.recurrent import gated_delta_rule, gated_linear_attention
 from .fast_attention import FastAttention
 from .fast_weights import (
     DPFP,
@@ -20,5 +21,5 @@ __all__ = [
     'DPFP', 'FastAttention', 'FastWeightsAttention', 'FastWeightsAttentionTransformer',
     'FastWeightsAttentionTransformerLayer', 'LinearAttention', 'MemoryLinearAttention', 'MultiheadAttention', 'NormViT',
     'Performer', 'PerformerLM', 'ViT', 'backends', 'causal_dot_product', 'causal_dot_product_values', 'delta_rule',
-    'delta_rule_values',
+    'delta_rule_values', 'gated_delta_rule', 'gated_linear_attention',
 ]

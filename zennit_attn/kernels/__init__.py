@@ -6,6 +6,7 @@ from .delta import delta_rule, delta_rule_values
 from .gamma import GammaLinear, LinearMap, gamma_gradient
 from .linear import ConstantConvolution, ConstantLinear
 from .normalization import batch_norm, group_norm, instance_norm, layer_norm, per_channel, rms_norm
+from .recurrent import gated_delta_rule, gated_linear_attention
 from .secants import (
     along_path,
     between_picks,
@@ -22,8 +23,8 @@ from .secants import (
 __all__ = [
     'ConstantAttention', 'ConstantConvolution', 'ConstantLinear', 'GammaLinear', 'LinearMap', 'Scale',
     'SecantAttention', 'along_path', 'backends', 'batch_norm', 'between_picks', 'blank_rows', 'causal_dot_product',
-    'causal_dot_product_values', 'delta_rule', 'delta_rule_values', 'gamma_gradient', 'group_norm', 'instance_norm',
-    'layer_norm', 'log_ratio_of_softmax', 'logarithmic_mean', 'normalization_gradient', 'of_two_factors',
-    'per_channel', 'plain_precision', 'pulled_back', 'rms_norm', 'slope', 'slope_at_zero', 'softmax_gradient',
-    'with_gradient',
+    'causal_dot_product_values', 'delta_rule', 'delta_rule_values', 'gamma_gradient', 'gated_delta_rule',
+    'gated_linear_attention', 'group_norm', 'instance_norm', 'layer_norm', 'log_ratio_of_softmax', 'logarithmic_mean',
+    'normalization_gradient', 'of_two_factors', 'per_channel', 'plain_precision', 'pulled_back', 'rms_norm', 'slope',
+    'slope_at_zero', 'softmax_gradient', 'with_gradient',
 ]

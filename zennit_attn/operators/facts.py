@@ -149,6 +149,8 @@ op('scaled_dot_product_attention', Kind.ATTENTION, 'query key value attn_mask dr
    decomposition=parts.attention)
 op(kernels.causal_dot_product, Kind.ATTENTION, 'q k v', factors=(0, 1, 2))
 op(kernels.delta_rule, Kind.ATTENTION, 'q k v beta')
+op(kernels.gated_linear_attention, Kind.ATTENTION, 'q k v decay bonus', states=('initial_state',))
+op(kernels.gated_delta_rule, Kind.ATTENTION, 'q k v beta decay', states=('initial_state',))
 
 # gates and activations
 

@@ -85,6 +85,8 @@ class Operator:
     steered: tuple of int
         The positions of operands that steer the others: the operator is linear in the rest, and they are viewed as
         constants. The matrix of equations, the grid of a sampling, a denominator, the offsets of a convolution.
+    states: tuple of str
+        Of attention: the keywords of operands that it is linear in together with the values, such as a first memory.
     affine: bool
         Whether it can add a constant: its value at zero operands is what it adds.
     pairwise: bool
@@ -143,6 +145,7 @@ class Operator:
     signature: tuple[str, ...] = ()
     factors: Sequence[int] = BY_KIND
     steered: tuple[int, ...] = ()
+    states: tuple[str, ...] = ()
     affine: bool = False
     pairwise: bool = False
     scales: bool = False

@@ -239,12 +239,14 @@ def normalization(call):
 
 @rule('Constant', left_over=nothing)
 def attention(call):
-    '''Fused attention (of softmax, causal product, delta rule): linear in the values, the rest are gates.'''
+    '''Fused attention (of softmax, causal product, recurrences): linear in values and states, the rest are gates.'''
     query, key, value, *rest = call.args
-    if not call.carries(value):
+    states = call.operator.states
+    if not (call.carries(value) or any(call.carries(call.kwargs.get(name)) for name in states)):
         return constant(call)
     rest = [arg.detach() if call.carries(arg) else arg for arg in rest]
-    kwargs = {name: arg.detach() if call.carries(arg) else arg for name, arg in call.kwargs.items()}
+    kwargs = {name: arg.detach() if call.carries(arg) and name not in states else arg
+              for name, arg in call.kwargs.items()}
     function = softmax_attention if call.func is functional.scaled_dot_product_attention else call.func
     return function(query.detach(), key.detach(), value, *rest, **kwargs)
 
