@@ -30,7 +30,8 @@ def ledger_shares(ledger, sample=0):
     -------
     dict[str, float]
         Relevance by where it went: ``input``, the groups of sinks that there are (biases, positions, other
-        parameters, constants, stabilizers, rules, hidden biases, reference) and ``unaccounted``. They add up to the output's.
+        parameters, constants, stabilizers, rules, hidden biases, reference) and ``unaccounted``. They add up to the
+        output's.
     '''
     batch = len(ledger.output)
     if not -batch <= sample < batch:
