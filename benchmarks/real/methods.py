@@ -1,6 +1,6 @@
 '''Methods that say how much each unit of an input counts, each with its cost in passes.
 
-A method takes a :py:class:`~benchmarks.real.models.Reader` and a :py:class:`~benchmarks.real.tasks.Sample`, and returns
+A method takes a :py:class:`~benchmarks.real.reader.Reader` and a :py:class:`~benchmarks.real.tasks.Sample`, and returns
 relevance of shape ``(1, *units)``, or None where it does not apply. All of them start from what the embedding makes of
 the input; for images that is the image.
 '''
@@ -120,7 +120,7 @@ def rollout(reader, sample):
     if not reader.attends:
         return None
     maps, _ = attention(reader, sample)
-    identity = torch.eye(maps[0].shape[-1])
+    identity = torch.eye(maps[0].shape[-1]).to(maps[0])
     product = identity
     for weights in maps:
         product = (weights.detach().mean(dim=1) + identity) / 2. @ product
@@ -132,7 +132,7 @@ def attention_gradient(reader, sample):
     if not reader.attends:
         return None
     maps, score = attention(reader, sample)
-    identity = torch.eye(maps[0].shape[-1])
+    identity = torch.eye(maps[0].shape[-1]).to(maps[0])
     product = identity
     for weights, gradient in zip(maps, torch.autograd.grad(score, maps), strict=True):
         product = product + (weights * gradient).clamp(min=0.).mean(dim=1).detach() @ product

@@ -5,7 +5,7 @@ from random import Random
 
 import torch
 
-from . import models
+from .reader import vector
 
 
 @dataclass
@@ -42,11 +42,11 @@ class Task:
     Attributes
     ----------
     name, model: str
-        The name of the task, and of its model in :py:data:`~benchmarks.real.models.MODELS`.
+        The name of the task, and of its model, as :py:mod:`~benchmarks.real.fetch` has it.
     kind: str
         ``'llm'``, ``'encoder'`` or ``'image'``.
     draw: callable
-        Takes a :py:class:`~benchmarks.real.models.Reader` and a :py:class:`random.Random`, and returns a
+        Takes a :py:class:`~benchmarks.real.reader.Reader` and a :py:class:`random.Random`, and returns a
         :py:class:`Sample`, or None where the model is wrong.
     evidence: str
         What the evidence is, and what the reference, for the table.
@@ -58,14 +58,14 @@ class Task:
     kind: str
     draw: Callable
     evidence: str
-    steps: int = 8
+    steps: int = 4
 
     def samples(self, reader, count, seed=0, patience=40):
         '''Samples that the model answers correctly, and the share of those drawn that it did.
 
         Parameters
         ----------
-        reader: :py:class:`~benchmarks.real.models.Reader`
+        reader: :py:class:`~benchmarks.real.reader.Reader`
         count: int
         seed: int, optional
         patience: int, optional
@@ -97,7 +97,7 @@ def next_word(reader, text, answer, bridges=()):
 
     Parameters
     ----------
-    reader: :py:class:`~benchmarks.real.models.Reader`
+    reader: :py:class:`~benchmarks.real.reader.Reader`
     text: str
         The prompt. The reference keeps its first token and its template.
     answer: str
@@ -221,7 +221,7 @@ def rerank(reader, random):
 def similar(reader, random):
     '''Why is a passage similar to a question? One of its three sentences answers it.'''
     ask, text, (begin, end) = passage(random)
-    other = models.vector(reader, ask)
+    other = vector(reader, ask)
     encoded = reader.tokenizer(text, return_tensors='pt', return_offsets_mapping=True)
     spans = encoded.offset_mapping[0].tolist()
     special = torch.tensor([[start == stop for start, stop in spans]])
@@ -278,11 +278,10 @@ def marked(reader, form, first, second):
 BLANKS = 'reference: blanks but for first token and template'
 MASKS = 'reference: [MASK] but for special tokens'
 TASKS = [
-    Task('facts', 'smollm2', 'llm', facts, f'the answer in the context; {BLANKS}', steps=4),
-    Task('distractors', 'smollm2', 'llm', distractors, f'the answer in the context; {BLANKS}', steps=4),
-    Task('two-hops', 'smollm2', 'llm', two_hops, f'the answer in the context, and the fact that leads to it; {BLANKS}',
-         steps=4),
-    Task('induction', 'smollm2', 'llm', induction, f'where the answer stood before; {BLANKS}', steps=4),
+    Task('facts', 'smollm2', 'llm', facts, f'the answer in the context; {BLANKS}'),
+    Task('distractors', 'smollm2', 'llm', distractors, f'the answer in the context; {BLANKS}'),
+    Task('two-hops', 'smollm2', 'llm', two_hops, f'the answer in the context, and the fact that leads to it; {BLANKS}'),
+    Task('induction', 'smollm2', 'llm', induction, f'where the answer stood before; {BLANKS}'),
     Task('rerank', 'reranker', 'encoder', rerank, f'the question, and the sentence that answers it; {MASKS}'),
     Task('similar-bge', 'bge', 'encoder', similar, f'the sentence that answers the question; {MASKS}'),
     Task('similar-minilm', 'minilm', 'encoder', similar, f'the sentence that answers the question; {MASKS}'),
