@@ -30,9 +30,9 @@ class Measured:
         self.lost = leave_one_out(reader, sample, self.values, self.removed['ABPC mean'])
 
     def probability(self, values):
-        '''The probability of the target, or its score squeezed to 0 to 1 where there is one class.'''
+        '''The probability of the target, or the score itself where it is the only one: a sigmoid of it saturates.'''
         scores = self.reader.scores(self.sample.input, self.sample.extra, values)[0]
-        return scores.sigmoid()[:, 0] if scores.shape[1] == 1 else scores.softmax(dim=1)[:, self.sample.target]
+        return scores[:, 0] if scores.shape[1] == 1 else scores.softmax(dim=1)[:, self.sample.target]
 
     def scores(self, relevance):
         '''The scores of a map by name; those that do not apply are missing.'''

@@ -48,13 +48,13 @@ def by_rule(build, reader, sample, contrast=False):
     reader, sample
         What is explained.
     contrast: bool, optional
-        Whether the best of the other classes is subtracted.
+        Whether the best of the other classes is subtracted; None is returned where there is no other.
     '''
     attributor = TokenGradient(reader.network, reader.embedding, build(sample), select=reader.select, compare=False)
     with attributor:
         inputs = reader.arguments(sample.input, sample.extra)
-        relevance = attributor(inputs, lambda scores: scores * seed(sample, scores, contrast))[1]
-    return relevance.sum(dim=-1)
+        scores, relevance = attributor(inputs, lambda scores: scores * seed(sample, scores, contrast))
+    return None if contrast and scores.shape[1] == 1 else relevance.sum(dim=-1)
 
 
 def gradients(reader, sample, values):

@@ -23,12 +23,13 @@ from .measure import SCORES, Measured, bootstrap, split
 SETTING = '''
 Of each sample that the model answers correctly, the score of its answer is explained. *mass*: share of the positive
 relevance on the evidence; *rank*: share of the evidence among as many units of most relevance; *top*: how often the
-unit of most relevance is evidence. *ABPC*: area between the curves of the answer's probability while the units of
-least and of most relevance are removed first, by the reference; *ABPC mean*: the same by the mean of the sample's own
-embeddings. Less is better for *deletion* alone. *Pearson*: correlation with what the score loses without each unit,
-removed by the mean (*occlusion* removes by the reference). *sign*: share of the words with human valence whose
-relevance has its sign. Intervals of 95 % by bootstrap over the samples. Two thirds of the samples may choose
-defaults; the others are held out. Passes: forwards and backwards, counted each.
+unit of most relevance is evidence. *ABPC*: area between the curves of the answer's probability (of the score itself
+where it is the only one) while the units of least and of most relevance are removed first, by the reference; *ABPC
+mean*: the same by the mean of the sample's own embeddings. Less is better for *deletion* alone. *Pearson*:
+correlation with what the score loses without each unit, removed by the mean (*occlusion* removes by the reference).
+*sign*: share of the words with human valence whose relevance has its sign. Intervals of 95 % by bootstrap over the
+samples. Two thirds of the samples may choose defaults; the others are held out. Passes: forwards and backwards,
+counted each.
 '''
 
 

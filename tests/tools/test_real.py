@@ -100,6 +100,15 @@ def test_contrast_subtracts_the_best_of_the_others():
     assert torch.allclose(methods.NAMES['CPLRP, contrast'].relevance(reads, case), expected, atol=1e-6)
 
 
+def test_a_single_score_has_no_contrast_and_is_not_squeezed():
+    network, case = Linear(), sample(target=0)
+    network.head = torch.nn.Linear(TOKENS * 4, 1, bias=False)
+    reads = reader(network)
+    assert methods.NAMES['CPLRP, contrast'].relevance(reads, case) is None
+    values = network.embedding(case.input)
+    assert torch.equal(measure.Measured(reads, case, 3).probability(values), network(case.input).scores[:, 0])
+
+
 def test_rollout_of_even_attention():
     relevance = methods.NAMES['rollout'].relevance(reader(Attention(even=True)), sample())
     expected = torch.full((1, TOKENS), .5 / TOKENS).double()
