@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 HEADER = ('work', 'quantity', 'ours', 'against', 'theirs', 'ratio', 'goal', 'met')
 PACKAGES = ('torch', 'torchvision', 'zennit', 'einops', 'vit-pytorch', 'performer-pytorch', 'labml-nn',
-            'denoising-diffusion-pytorch', 'lxt')
+            'denoising-diffusion-pytorch', 'lxt', 'transformers')
 
 
 @dataclass

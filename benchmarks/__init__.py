@@ -1,0 +1,1 @@
+'''Commands that measure. Each file is run by its path; benchmarks.real is a package.'''
