@@ -17,16 +17,17 @@ from .rules import (
     linear,
     multiply,
     normalization,
+    picked,
     proportional,
     rearrange,
     scaled,
     select,
     uniform,
 )
-from .taylor import EXPANDED, softmax_dim, taylor, taylor_softmax
+from .taylor import EXPANDED, expanded, softmax_dim, taylor, taylor_softmax, whole
 
 __all__ = [
     'EXPANDED', 'RULES', 'Absorbed', 'Call', 'Rule', 'Running', 'activation', 'add', 'attention', 'constant',
-    'decomposed', 'gate', 'linear', 'multiply', 'normalization', 'proportional', 'rearrange', 'rule', 'scaled',
-    'select', 'softmax_dim', 'taylor', 'taylor_softmax', 'uniform',
+    'decomposed', 'expanded', 'gate', 'linear', 'multiply', 'normalization', 'picked', 'proportional', 'rearrange',
+    'rule', 'scaled', 'select', 'softmax_dim', 'taylor', 'taylor_softmax', 'uniform', 'whole',
 ]
