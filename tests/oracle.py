@@ -58,12 +58,13 @@ BOUNDED = ('clamp', 'clamp_min', 'clamp_max', 'maximum', 'minimum', 'fmax', 'fmi
 GATES = '''
     exp sigmoid softplus cos log_sigmoid hardsigmoid rsqrt sqrt reciprocal var std linalg_vector_norm norm round sign
     detach detach_copy gt lt ge le eq ne logical_not logical_and bitwise_not isinf isnan argmax argmin
-    _log_softmax nonzero log_sigmoid_forward exp2 log logsumexp floor ceil trunc floor_divide heaviside _cdist_forward
+    nonzero log_sigmoid_forward exp2 log logsumexp floor ceil trunc floor_divide heaviside _cdist_forward
     zero fill new_zeros new_ones new_full new_empty zeros_like ones_like empty_like
     full_like
     linalg_inv_ex
 '''.split()
-SOFTMAXES = ('_softmax', '_safe_softmax')
+SOFTMAXES = ('_softmax', '_safe_softmax', '_log_softmax')
+EXPONENTIALS = ('exp', 'exp2')
 NORMS = ('native_layer_norm', 'native_group_norm', 'native_batch_norm', '_native_batch_norm_legit')
 SUMS = ('add', 'sub', 'rsub')
 REINDEX = LINEAR[:LINEAR.index('max')]
@@ -304,6 +305,7 @@ class Replica:
     def __init__(self, graph, input, softmax='constant'):
         self.graph, self.softmax = graph, softmax
         self.values, self.carrying, self.moved, self.made_of = {}, set(), set(), {}
+        self.parts, self.whole = {}, {}
         with torch.no_grad():
             for node in graph.graph.nodes:
                 self.run(node, input)
@@ -321,6 +323,8 @@ class Replica:
         elif node.op == 'call_function':
             args, kwargs = self.fetch(node)
             self.values[node] = self.call(node.target, args, kwargs)
+            if self.softmax == 'taylor':
+                self.weigh(node)
             if self.carries(node):
                 self.carrying.add(node)
                 made = self.trace_back(node)
@@ -360,6 +364,8 @@ class Replica:
         return node.op == 'call_function' and node.target is torch.ops.replica.ruled.default
 
     def carries(self, node):
+        if node in self.whole:
+            return True
         if not any(arg in self.carrying for arg in node.all_input_nodes):
             return False
         if self.is_ruled(node):
@@ -386,6 +392,70 @@ class Replica:
         if not any(name in names for names in known):
             raise NotImplementedError(f'the replica has no rule for {node.target}')
         return self.is_float(node)
+
+    def weigh(self, node):
+        '''What a node is in a softmax that is written out, and whether it is the last step of one.
+
+        ``exponential`` or ``sum`` for what is linear in exponentials, ``inverse``, ``log``, and for exponentials that
+        were multiplied with other factors, how many share. Of a last step ``self.whole`` has that number.
+        '''
+        if node.target.__module__ == '_operator':
+            if node.args[0] in self.parts and self.is_float(node):
+                self.parts[node] = self.parts[node.args[0]]
+            return
+        name, args = 'ruled' if self.is_ruled(node) else name_of(node), [
+            arg for arg in dict.fromkeys(node.all_input_nodes) if arg in self.carrying or arg in self.parts]
+        roles = [self.parts.get(arg) for arg in args]
+        if name in SOFTMAXES:
+            self.parts[node] = 'log' if name == '_log_softmax' else 'exponential'
+        elif name in EXPONENTIALS and args:
+            self.parts[node] = 'exponential'
+            if roles == ['log']:
+                self.whole[node] = 1
+        elif name == 'logsumexp' and args or (name == 'log' and roles == ['sum']):
+            self.parts[node] = 'log'
+        elif name == 'reciprocal' and roles == ['sum']:
+            self.parts[node] = 'inverse'
+        elif name == 'div' and len(roles) == 2 and self.parts.get(node.args[1]) == 'sum':
+            self.finish(node, self.parts.get(node.args[0]))
+        elif name in PRODUCTS and len(args) > 1:
+            self.weigh_product(node, args)
+        elif roles and (name in LINEAR or name in PRODUCTS) or (name == 'div' and args == node.args[:1]):
+            role = self.weigh_linear(node, name, set(roles))
+            if role is not None:
+                self.parts[node] = role
+
+    def weigh_linear(self, node, name, roles):
+        moves = (name in REINDEX or name in ('neg', 'mul', 'div') or name in BOUNDED) and (
+            name not in ('index_add', 'scatter_add') and not (name == 'index_put' and len(node.args) > 3))
+        if name in SUMS and 'log' in roles and roles <= {'log', None}:
+            return 'log'
+        if None in roles or roles & {'log', 'inverse'} and not moves or len(roles) > 1 and name not in SUMS:
+            return None
+        role = roles.pop() if len(roles) == 1 else 'sum'
+        pair = name in SUMS and len({arg for arg in node.args[:2] if isinstance(arg, torch.fx.Node)} & {
+            *self.parts}) > 1
+        adds = pair or not (moves or name in SUMS)
+        return 'sum' if adds and role == 'exponential' else role
+
+    def weigh_product(self, node, args):
+        roles = [self.parts[arg] for arg in args if arg in self.parts]
+        others = [arg for arg in args if arg not in self.parts and not self.weighs(self.made_of.get(arg))]
+        above = [role for role in roles if role in ('exponential', 'sum') or isinstance(role, int)]
+        if len(above) == 1 and len(roles) - len(above) <= roles.count('inverse') <= 1:
+            role = above[0]
+            if len(args) > len(roles):
+                role = None if isinstance(role, int) else 1 + len(others)
+            if len(roles) == 2:
+                self.finish(node, role)
+            elif role is not None:
+                self.parts[node] = role
+
+    def finish(self, node, role):
+        if role is not None and role not in ('log', 'inverse'):
+            self.whole[node] = role if isinstance(role, int) else 1
+            if not isinstance(role, int):
+                self.parts[node] = 'exponential'
 
     def is_float(self, node):
         value = self.values[node]
@@ -513,6 +583,8 @@ class Replica:
         if node.target.__module__ == '_operator':
             return [(node.args[0], {node.args[1]: grad})]
         name = name_of(node)
+        if node in self.whole:
+            return self.pull_whole(node, grad / self.whole[node])
         if name in ACTIVATIONS or self.is_two_sided(node):
             return self.pull_activation(node, grad)
         if name in NORMS:
@@ -535,13 +607,27 @@ class Replica:
             return self.pull_linear(node, grad, range(len(node.args) - 1))
         return self.pull_linear(node, grad)
 
-    def leaves(self, node, positions):
-        '''The arguments of ``node`` with a fresh leaf at each occurrence of a carrying operand, and those leaves.'''
+    def pull_whole(self, node, grad):
+        '''The transposed Jacobian of all steps of a softmax up to its last, in what these start from.'''
+        inside, found = {node: grad}, {}
+        for step in reversed(list(self.graph.graph.nodes)):
+            if step not in inside:
+                continue
+            picks = step.target.__module__ == '_operator'
+            for arg, part in [(step.args[0], {step.args[1]: inside[step]})] if picks else self.pull_linear(
+                    step, inside[step], among=self.carrying | {*self.parts}):
+                plain = arg not in self.parts or arg in self.whole or self.is_kind(arg, SOFTMAXES)
+                flow = found if plain else inside
+                flow[arg] = self.accumulate(flow.get(arg), part)
+        return list(found.items())
+
+    def leaves(self, node, positions, among):
+        '''The arguments of ``node`` with a fresh leaf at each occurrence of an operand, and those leaves.'''
         found = []
 
         def leaf(arg):
             value = self.values[arg]
-            if arg in self.carrying and torch.is_tensor(value) and (value.is_floating_point() or value.is_complex()):
+            if arg in among and torch.is_tensor(value) and (value.is_floating_point() or value.is_complex()):
                 value = value.detach().clone().requires_grad_()
                 found.append((arg, value))
             return value
@@ -556,9 +642,9 @@ class Replica:
         kwargs = torch.fx.map_arg(node.kwargs, fixed)
         return args, kwargs, found
 
-    def pull_linear(self, node, grad, positions=None):
-        '''The transposed Jacobian in the operands at ``positions``.'''
-        args, kwargs, found = self.leaves(node, positions)
+    def pull_linear(self, node, grad, positions=None, among=None):
+        '''The transposed Jacobian in the operands at ``positions``, those that carry if not told others.'''
+        args, kwargs, found = self.leaves(node, positions, self.carrying if among is None else among)
         with torch.enable_grad():
             outputs = self.call(node.target, args, kwargs)
         if not torch.is_tensor(outputs):

@@ -132,8 +132,7 @@ FORMS = {
     'elu + 1': (lambda x: nn.functional.elu(x) + 1, lambda x: torch.where(x > 0, x + 1, torch.exp(x))),
     'square': (torch.square, lambda x: x * x), 'relu': (torch.relu, lambda x: x * (x > 0)),
     'softplus': (nn.functional.softplus, lambda x: torch.log(1 + torch.exp(x))),
-    'softmax by its sum': (lambda x: torch.exp(x) / torch.exp(x).sum(-1, keepdim=True).detach(),
-                           lambda x: torch.exp(x) / torch.exp(x).sum(-1, keepdim=True)),
+    'softmax by its sum': (lambda x: torch.softmax(x, -1), lambda x: torch.exp(x) / torch.exp(x).sum(-1, keepdim=True)),
 }
 
 

@@ -87,6 +87,10 @@ class Assignments:
         '''Return the rule of an operator to which the composite gave none.'''
         return self._replaced.get(kind) or RULES[kind]
 
+    def may_have(self, kind: Kind) -> bool:
+        '''Whether operators of a kind follow another rule than that of the package, in any module.'''
+        return kind in self.kinds or kind in self._replaced
+
     def is_default(self, kind: Kind) -> bool:
         '''Whether operators of a kind follow the package's own rule in the module whose code runs.'''
         return kind not in self._replaced and (kind not in self.kinds or self.of_operator(kind)[1] is None)

@@ -12,13 +12,14 @@ from torch.autograd.function import BackwardCFunction
 from ..errors import NoRelevance, UnsupportedOperator, UnsupportedRule, UntrackedTensor
 from ..operators import Kind
 from ..propagation import Call
-from ..trees import leaves, rebuilt, tensors_of
+from ..trees import leaves, rebuilt, tensors_in, tensors_of
 from . import messages
 from .assignments import Assignments
 from .domains import Moved, Reindexed, Source, ToGradient, ToRelevance
 from .origins import Origin, follow
 from .references import References
 from .tags import Tag, gate_of, origin_of, tag_of, twin_of
+from .weights import Weights, is_expanded
 
 if TYPE_CHECKING:
     from ..propagation import Running
@@ -49,6 +50,8 @@ class Forward:
         The second stream, if relevance is that of differences from a reference.
     thread: int
         The thread that it runs in.
+    normalizes: bool
+        Whether softmaxes may be expanded, so that those that are written out have to be known.
     refusal: :py:class:`~zennit_attn.errors.UntrackedTensor` or None
         What code in C++ was refused, which may have gone on all the same, or have made another error of it.
     carrying_tag, constant_tag: :py:class:`~zennit_attn.engine.tags.Tag`
@@ -66,6 +69,7 @@ class Forward:
         self.carrying_tag = Tag(self.identity)
         self.constant_tag = Tag(self.identity, carries=False)
         self.direct = not (self.assignments.any or self.observed)
+        self.normalizes = self.assignments.may_have(Kind.SOFTMAX)
         self.refusal: UntrackedTensor | None = None
         self._last_gate: tuple | None = None
         self._without_grad: tuple | None = None
@@ -119,19 +123,29 @@ class Forward:
     @contextmanager
     def overriding(self, rules: Mapping[Kind, Callable]) -> Iterator[None]:
         '''Replace the default rules of some kinds of operators.'''
-        before = self.direct
-        self.direct = before and not rules
+        before = self.direct, self.normalizes
+        self.direct = self.direct and not rules
         try:
             with self.assignments.overriding(rules):
+                self.normalizes = self.assignments.may_have(Kind.SOFTMAX)
                 yield
         finally:
-            self.direct = before
+            self.direct, self.normalizes = before
 
     def rule_of(self, kind: Kind) -> tuple[torch.nn.Module | None, Any]:
         '''Return the operator module of the module whose code runs, and the rule that it was given.'''
         if kind not in self.assignments.kinds and not self.observed:
             return None, None
         return self.assignments.of_operator(kind)
+
+    def operation_of(self, kind: Kind) -> Any:
+        '''Return the rule that operators of a kind follow in the module whose code runs, or None for one of Zennit.'''
+        _, hook = self.rule_of(kind)
+        return self.assignments.default(kind) if hook is None else getattr(hook, 'operate', None)
+
+    def expands_softmaxes(self) -> bool:
+        '''Whether softmaxes are expanded in the module whose code runs.'''
+        return is_expanded(self.operation_of(Kind.SOFTMAX))
 
     # ---- the two domains ---------------------------------------------------------------------------------------------
 
@@ -166,7 +180,13 @@ class Forward:
         '''Return what the root has left in an argument, such as a cache, in the relevance domain.'''
         tag = tag_of(tensor)
         known = tag is not None and tag.forward is self.identity and tag.carries
-        return self.to_relevance(tensor, 'arguments') if known else tensor
+        return self.to_relevance(tensor, 'arguments') if known else self.without_way_back(tensor)
+
+    def without_way_back(self, tensor: torch.Tensor) -> torch.Tensor:
+        '''Return a tensor, or its values where it is a constant that has kept its way back to the scores.'''
+        tag = tag_of(tensor)
+        kept = tag is not None and not tag.carries and tag.part is not None
+        return tensor.detach() if kept else tensor
 
     def to_gradient(self, tensor: torch.Tensor, reference: torch.Tensor | None = None) -> torch.Tensor:
         '''Convert a tensor of the relevance domain for operator code; its twin stays known.'''
@@ -237,6 +257,15 @@ class Forward:
             tensor.lrp_tag = self.carrying_tag
         else:
             tensor.lrp_tag = Tag(self.identity, True, origin, twin, tensor._version)
+
+    def mark_weights(self, output: Any, weights: Weights | None, carries: bool = True) -> None:
+        '''Note what tensors are to a softmax that is written out, and whether they carry relevance by themselves.'''
+        for tensor in tensors_in(output):
+            tag = tag_of(tensor)
+            if tensor.requires_grad and not (carries and (tag is None or not tag.carries)):
+                origin, twin = (origin_of(tensor), tag.twin) if carries and tag is not None else (None, None)
+                tensor.lrp_tag = Tag(
+                    self.identity, carries, origin, twin, tensor._version, weights)
 
     def mark_result(self, call: Call, output: Any, origins: list) -> None:
         '''Tag what a call returned or wrote to, given the origins of its operands.'''

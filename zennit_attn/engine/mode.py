@@ -17,7 +17,7 @@ from ..operators import TABLE, Kind, lookup, out_of_place, reason
 from ..operators.kinds import PRODUCTS
 from ..operators.probe import propose
 from ..operators.refusals import UNKNOWN, UNSEEN_WRITE
-from ..propagation import Call
+from ..propagation import RULES, Call, constant, expanded, picked, taylor, whole
 from ..trees import substitute, tensors_in, tensors_of
 from . import messages
 from .arguments import Arguments
@@ -28,9 +28,10 @@ from .memory import guard
 from .module_calls import apply_to_operator
 from .origins import shifts
 from .saved import without_recomputation
-from .tags import origin_of, tag_of
+from .tags import are_parts, origin_of, tag_of, weights_of
 from .uncompiled import uncompiled
 from .veil import Veil
+from .weights import plan
 
 #: Functions by which code says that a tensor requires a gradient.
 _SWITCHES = frozenset((torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__))
@@ -260,14 +261,27 @@ class Engine(TorchFunctionMode):
         '''Run a function on operands that carry relevance: the steps, in an order that matters.
 
         1. Where operands come from is checked first, because nothing can be said of a tensor from elsewhere.
-        2. Constants are taken out before all that asks what carries: after it, there may be nothing left.
-        3. What has no rule is refused before it is asked which.
-        4. Without gradients nothing flows, whatever the rule; `out=` goes past autograd, whatever the rule. These two
+        2. A softmax that is written out is followed while its exponentials, which are constants, are still there.
+        3. Constants are taken out before all that asks what carries: after it, there may be nothing left.
+        4. What has no rule is refused before it is asked which.
+        5. Without gradients nothing flows, whatever the rule; `out=` goes past autograd, whatever the rule. These two
            may be swapped.
-        5. What is written into a constant is computed beside it, by the rules, so this comes before them.
-        6. The rule runs.
+        6. What is written into a constant is computed beside it, by the rules, so this comes before them.
+        7. The rule runs.
         '''
         self._check_origin(operator, args, operands)
+        if self.forward.normalizes and operator is not None and (
+                operator.weighs is not None or are_parts(operands)) and torch.is_grad_enabled():
+            planned, call = self._plan(operator, func, args, kwargs, operands)
+            if planned is not None and planned.how != 'plain':
+                return self._run_planned(planned, call)
+            if planned is not None:
+                output = self._dispatch_checked(operator, func, args, kwargs, operands)
+                self.forward.mark_weights(call.args[0] if call.inplace else output, planned.part)
+                return output
+        return self._dispatch_checked(operator, func, args, kwargs, operands)
+
+    def _dispatch_checked(self, operator, func, args, kwargs, operands):
         if any(self._is_constant(operand) for operand in operands):
             if operator is not None and operator.name.endswith('__set__'):
                 unseen = operator.name == UNSEEN_WRITE
@@ -360,8 +374,70 @@ class Engine(TorchFunctionMode):
             return self.forward.mark_constant(target)
         return self.forward.mark(target, origin_of(output))
 
-    def _run_rule(self, call):
-        '''Run a call by the rule of the composite, or else that of its kind.'''
+    def _plan(self, operator, func, args, kwargs, operands):
+        '''How a call runs that may be a part of a softmax which is written out.'''
+        forward = self.forward
+        known = {id(operand): weights for operand in operands if (weights := weights_of(operand)) is not None}
+        if kwargs.get('out') is not None:
+            return None, None
+        rule = forward.operation_of(operator.kind)
+        if rule is not taylor and rule is not RULES.get(operator.kind) and operator.kind is not Kind.SOFTMAX or (
+                not forward.expands_softmaxes()):
+            return None, None
+
+        constants = {id(operand) for operand in operands if id(operand) not in known and self._is_constant(operand)}
+        if constants:
+            args, kwargs = substitute(
+                (args, kwargs), lambda tensor: tensor.detach() if id(tensor) in constants else tensor)
+            operands = [operand for operand in operands if id(operand) not in constants]
+        call = Call(forward, operator, func, args, kwargs, operands)
+        if not operands or call.inplace and args[0]._is_view():
+            return None, None
+        planned = plan(call, known, rule is taylor, forward.is_gate)
+        current = planned is None or planned.how == 'plain' or all(
+            weights.recipe is None or weights.recipe.is_current() for weights in known.values())
+        return planned if current else None, call
+
+    def _run_planned(self, planned, call):
+        '''Run a step of a softmax that is written out: a constant that keeps its way back, or all of it.'''
+        forward, how, weights = self.forward, planned.how, planned.part
+        if how == 'steps':
+            return self._run_rule(call)
+        if how == 'constant':
+            output = self._run_rule(call, constant)
+            forward.mark_weights(output, weights, carries=False)
+            return output
+        if how == 'copied':
+            output = self._run_rule(call, _copied)
+        else:
+            parts = _parts(call, planned.constants)
+
+            def rule(call):
+                return _copied(call, whole, parts, planned.divisor)
+            if how == 'latent':
+                return self._run_latent(call, rule if parts else None, weights)
+            if call.inplace and id(call.args[0]) in parts and forward.is_constant(call.args[0]):
+                call.args[0].detach_()  # from what it was before it became a constant, which may be written over
+            output = self._run_rule(call, rule)
+            forward.mark(output)
+        forward.mark_weights(output, weights)
+        return output
+
+    def _run_latent(self, call, rule, weights):
+        forward, kind = self.forward, call.operator.kind
+        is_made = kind in (Kind.GATE, Kind.ACTIVATION) or call.carries_at(call.operator.steered)
+        if rule is None:
+            rule = _copied if is_made else picked if kind is Kind.SELECT else forward.operation_of(kind)
+        output = self._run_rule(call, rule, weights)
+        if is_made:
+            forward.note_gate(call, output)
+        return output
+
+    def _run_rule(self, call, rule=None, weights=None):
+        '''Run a call by the rule of the composite, or else that of its kind.
+
+        As a part of a softmax it has a rule of its own, and `weights` if the result is a constant.
+        '''
         forward, kind = self.forward, call.operator.kind
         if call.operator.mask is not None:
             call.flatten_mask()
@@ -372,7 +448,9 @@ class Engine(TorchFunctionMode):
         module, hook = forward.rule_of(kind)
         if forward.observed:
             call.watched_by(forward.observer.begin(call, module, hook))
-        if hook is None:
+        if rule is not None:
+            output = rule(call)
+        elif hook is None:
             output = forward.assignments.default(kind)(call)
         else:
             output = apply_to_operator(forward, call, module, hook)
@@ -380,7 +458,10 @@ class Engine(TorchFunctionMode):
             check_memory()
         if forward.observed and kind in PRODUCTS and not call.inplace:
             output = _itself(output)
-        forward.mark_result(call, output, origins)
+        if weights is None:
+            forward.mark_result(call, output, origins)
+        else:
+            forward.mark_weights(call.args[0] if call.inplace else output, weights, carries=False)
         record = call.released() if forward.observed else None
         if record is not None:
             record.returned(output)
@@ -407,6 +488,19 @@ class Engine(TorchFunctionMode):
         if not carried and torch._C._functorch.peek_interpreter_stack() is None:
             self.forward.mark_constant(tensor)
         return output
+
+
+def _copied(call, rule=expanded, *how):
+    '''What a rule returns, as a copy: exponentials need in their backward pass what code may write to.'''
+    output = rule(call, *how)
+    return output if call.inplace or call.operator.weighs is None else output.clone()
+
+
+def _parts(call, constants):
+    '''By the ``id`` of an operand, how it is computed by plain autograd, if by other calls than those that ran.'''
+    recipes = {id(operand): weights.recipe.compute for operand in call.operands
+               if (weights := weights_of(operand)) is not None and weights.recipe is not None}
+    return {**recipes, **{id(tensor): lambda leaf, tensor=tensor: tensor.detach() for tensor in constants}}
 
 
 def _itself(output):

@@ -135,6 +135,8 @@ class HookedCall:
 def call_module(forward, module, hooks, function, args, kwargs):
     '''Call a module that has a Zennit rule: a leaf, of whose inside the engine stays out.'''
     name, hook = forward.location.name_of(module), hooks[0]
+    if forward.normalizes:
+        args, kwargs = rebuilt((args, kwargs), forward.without_way_back)
     if hasattr(hook, 'call_module'):
         output = hook.call_module(forward, module, function, args, kwargs)
         if output is not NotImplemented:

@@ -8,6 +8,7 @@ import torch
 
 if TYPE_CHECKING:
     from .origins import Origin
+    from .weights import Weights
 
 
 class Tag:
@@ -24,17 +25,21 @@ class Tag:
     twin: callable or None
         Returns the same values in the relevance domain, or None.
     version: int
-        The version of the tensor that origin and twin hold for: a write in place ends both.
+        The version of the tensor that all of these hold for: a write in place ends them.
+    part: :py:class:`~zennit_attn.engine.weights.Weights` or None
+        What it is to a softmax that is written out.
     '''
-    __slots__ = ('forward', 'carries', 'origin', 'twin', 'version')
+    __slots__ = ('forward', 'carries', 'origin', 'twin', 'version', 'part')
 
     def __init__(self, forward: object, carries: bool = True, origin: Origin | None = None,
-                 twin: Callable[[], torch.Tensor | None] | None = None, version: int = 0):
+                 twin: Callable[[], torch.Tensor | None] | None = None, version: int = 0,
+                 part: Weights | None = None):
         self.forward = forward
         self.carries = carries
         self.origin = origin
         self.twin = twin
         self.version = version
+        self.part = part
 
 
 def tag_of(tensor: torch.Tensor) -> Tag | None:
@@ -46,6 +51,21 @@ def origin_of(tensor: torch.Tensor) -> Origin | None:
     '''Return what a tensor was made of, or None.'''
     tag = tag_of(tensor)
     return tag.origin if tag is not None and tag.version == tensor._version else None
+
+
+def weights_of(tensor: torch.Tensor) -> Weights | None:
+    '''Return what a tensor is to a softmax that is written out, or None.'''
+    tag = tag_of(tensor)
+    return tag.part if tag is not None and tag.version == tensor._version else None
+
+
+def are_parts(tensors: list[torch.Tensor]) -> bool:
+    '''Whether one of some tensors may be a part of a softmax that is written out. A cheap look, for every call.'''
+    for tensor in tensors:  # noqa: SIM110 - a generator for any() would take longer
+        tag = getattr(tensor, 'lrp_tag', None)
+        if tag is not None and tag.part is not None:
+            return True
+    return False
 
 
 def gate_of(output: object) -> tuple[str, str, str] | None:

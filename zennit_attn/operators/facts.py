@@ -89,14 +89,16 @@ op('scatter', Kind.REARRANGE, 'input dim index src', affine=True,
 op('setitem', Kind.REARRANGE, affine=True, writes=Writes(2, _item_places))
 op('expand_as reshape_as type_as view_as', Kind.REARRANGE, lends=(1,))
 op('clamp clamp_max clamp_min clip', Kind.SELECT, bounds=True, clamps=True)
-op('fmax fmin maximum minimum', Kind.SELECT, 'input other', bounds=True, clamps=True)
-op('max', Kind.SELECT, of_two=torch.maximum)
-op('min', Kind.SELECT, of_two=torch.minimum)
+op('fmax fmin maximum minimum', Kind.SELECT, 'input other', bounds=True, clamps=True, weighs='extremum')
+op('max', Kind.SELECT, of_two=torch.maximum, weighs='extremum')
+op('min', Kind.SELECT, of_two=torch.minimum, weighs='extremum')
+op('amax amin cummax cummin', Kind.SELECT, weighs='extremum')
 op('nan_to_num', Kind.SELECT, bounds=True)
 
 # sums
 
-op('add iadd radd sub isub rsub subtract', Kind.ADD, affine=True, pairwise=True)
+op('add iadd radd rsub', Kind.ADD, affine=True, pairwise=True)
+op('sub isub subtract', Kind.ADD, affine=True, pairwise=True, subtracts=True)
 op('diff index_add scatter_add', Kind.ADD, affine=True)
 op('lerp', Kind.ADD, 'input end weight', affine=True, decomposition=parts.lerp, decomposed_by=(2,))
 op('neg negative', Kind.ADD, scales=True)
@@ -141,9 +143,9 @@ op('cumprod', Kind.MULTIPLY, over='prefix')
 
 # attention
 
-op('softmax safe_softmax', Kind.SOFTMAX, tangent=_softmax_tangent)
-op('softmin', Kind.SOFTMAX, tangent=_softmin_tangent)
-op('log_softmax', Kind.SOFTMAX, tangent=_log_softmax_tangent)
+op('softmax safe_softmax', Kind.SOFTMAX, tangent=_softmax_tangent, weighs='exponential')
+op('softmin', Kind.SOFTMAX, tangent=_softmin_tangent, weighs='exponential')
+op('log_softmax', Kind.SOFTMAX, tangent=_log_softmax_tangent, weighs='logarithm')
 op('gumbel_softmax', Kind.SOFTMAX, random=True)
 op('scaled_dot_product_attention', Kind.ATTENTION, 'query key value attn_mask dropout_p is_causal', mask=3,
    decomposition=parts.attention)
@@ -155,14 +157,19 @@ op(kernels.gated_delta_rule, Kind.ATTENTION, 'q k v beta decay', states=('initia
 # gates and activations
 
 op('''
-   acos acosh arccos arccosh cos cosh erfc erfcx exp exp2 expit hardsigmoid log log10 log2 log_ndtr logaddexp logaddexp2
-   logit logsigmoid ndtr rpow sigmoid sinc softplus
+   acos acosh arccos arccosh cos cosh erfc erfcx expit hardsigmoid log10 log2 log_ndtr logaddexp2 logit logsigmoid
+   ndtr sigmoid sinc softplus
    ''', Kind.GATE, smooth=True)
-op('logcumsumexp logsumexp', Kind.GATE, smooth=True, joint=True)
+op('exp exp2 rpow', Kind.GATE, smooth=True, weighs='exponential')
+op('log', Kind.GATE, smooth=True, weighs='log')
+op('logaddexp', Kind.GATE, smooth=True, weighs='logarithm')
+op('logcumsumexp logsumexp', Kind.GATE, smooth=True, joint=True, weighs='logarithm')
+op('reciprocal', Kind.GATE, weighs='inverse')
+op('norm vector_norm linalg_vector_norm', Kind.GATE, joint=True, weighs='norm')
 op('var_mean std_mean', Kind.GATE, linear_outputs=(1,))
 op('abs absolute copysign leaky_relu prelu prelu_kernel relu rrelu', Kind.ACTIVATION, homogeneous=True)
 op('atan arctan erf softsign tanh', Kind.ACTIVATION, saturating=True)
-op('pow float_power ipow', Kind.ACTIVATION, 'input exponent', exponent=1)
+op('pow float_power ipow', Kind.ACTIVATION, 'input exponent', exponent=1, weighs='power')
 
 # normalizations
 

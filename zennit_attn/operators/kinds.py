@@ -117,6 +117,12 @@ class Operator:
         Of a gate: an expansion can follow it. Deviations, norms and denominators are not.
     joint: bool
         Of a smooth gate: a function of several elements together.
+    weighs: {None, 'exponential', 'log', 'logarithm', 'inverse', 'norm', 'power', 'extremum'}
+        What it may be in a softmax that is written out: the exponential, the logarithm of a sum or of a sum of
+        exponentials, the inverse or the norm of a sum, a power, which may be an inverse or an exponential, or what is
+        subtracted before the exponential.
+    subtracts: bool
+        Of a sum of two: whether the second is subtracted.
     linear_outputs: tuple of int
         Of a gate that returns several tensors: those that are linear in its operand.
     mask: int or None
@@ -161,6 +167,8 @@ class Operator:
     exponent: int | None = None
     smooth: bool = False
     joint: bool = False
+    weighs: str | None = None
+    subtracts: bool = False
     linear_outputs: tuple[int, ...] = ()
     mask: int | None = None
     random: bool = False

@@ -45,7 +45,7 @@ WORDS = {
         ''',
     Kind.SELECT: '''
         adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d adaptive_max_pool1d_with_indices
-        adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices amax amin aminmax cummax cummin
+        adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices aminmax
         fractional_max_pool2d fractional_max_pool3d kthvalue max_pool1d max_pool2d max_pool3d
         max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices max_unpool1d max_unpool2d
         max_unpool3d median msort nanmedian sort topk mode fractional_max_pool2d_with_indices
@@ -63,10 +63,10 @@ WORDS = {
     Kind.EINSUM: 'chain_matmul cross einsum inner kron matmul rmatmul vdot sparse_mm',
     Kind.GATE: '''
         angle cdist ceil cholesky det digamma dist entr fix floor floor_divide floordiv frobenius_norm heaviside
-        hypot i0 i0e lgamma logdet matrix_norm norm norm_except_dim nuclear_norm pairwise_distance pdist polar
-        reciprocal rfloordiv round rsqrt sgn sign sqrt std trunc var vector_norm airy_ai arctan2 atan2
+        hypot i0 i0e lgamma logdet matrix_norm norm_except_dim nuclear_norm pairwise_distance pdist polar
+        rfloordiv round rsqrt sgn sign sqrt std trunc var airy_ai arctan2 atan2
         bessel_j0 bessel_y0 bessel_y1 cholesky_ex cholesky_inverse cond gammaincc gammaln ifloordiv igammac inv
-        inv_ex inverse linalg_vector_norm modified_bessel_i0 modified_bessel_k0 modified_bessel_k1 multigammaln mvlgamma
+        inv_ex inverse modified_bessel_i0 modified_bessel_k0 modified_bessel_k1 multigammaln mvlgamma
         native_norm ndtri pinv pinverse polygamma psi scaled_modified_bessel_k0 scaled_modified_bessel_k1
         spherical_bessel_j0 tensorinv zeta binary_cross_entropy binary_cross_entropy_with_logits
         cosine_embedding_loss cross_entropy ctc_loss gaussian_nll_loss hinge_embedding_loss huber_loss kl_div

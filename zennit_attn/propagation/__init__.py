@@ -19,17 +19,18 @@ from .rules import (
     linear,
     multiply,
     normalization,
+    picked,
     proportional,
     rearrange,
     scaled,
     select,
     uniform,
 )
-from .taylor import EXPANDED, softmax_dim, taylor, taylor_softmax
+from .taylor import EXPANDED, expanded, softmax_dim, taylor, taylor_softmax, whole
 
 __all__ = [
     'DIFFERENCES', 'EXPANDED', 'HIDDEN_BIAS', 'NORMALIZERS_NOW', 'RULES', 'Absorbed', 'Call', 'Reference', 'Rule',
-    'Running', 'activation', 'add', 'attention', 'constant',
-    'decomposed', 'gate', 'linear', 'multiply', 'normalization', 'proportional', 'rearrange', 'rule', 'scaled',
-    'select', 'softmax_dim', 'taylor', 'taylor_softmax', 'uniform',
+    'Running', 'activation', 'add', 'attention', 'constant', 'decomposed', 'expanded', 'gate', 'linear', 'multiply',
+    'normalization', 'picked', 'proportional', 'rearrange', 'rule', 'scaled', 'select', 'softmax_dim', 'taylor',
+    'taylor_softmax', 'uniform', 'whole',
 ]

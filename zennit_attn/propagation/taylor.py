@@ -112,10 +112,12 @@ def taylor(call):
         return linear(call)
     if kind is Kind.ATTENTION and operator.decomposition is not None and call.forward.observed:
         return decomposed(call, dict.fromkeys(EXPANDED, taylor))
-    return _expanded(call)
+    return expanded(call)
 
 
-def _expanded(call):
+@rule('Taylor', left_over=_hidden_bias)
+def expanded(call):
+    '''The expansion of a function, whatever it is: autograd.'''
     operands = {id(tensor): tensor.clone() if call.inplace and tensor is call.args[0] else tensor
                 for tensor in call.operands}
     if call.record is not None and not _has_formula(call):
@@ -124,6 +126,41 @@ def _expanded(call):
         operands.setdefault(id(call.args[0]), call.args[0].clone())
     args, call.kwargs = substitute((call.args, call.kwargs), lambda tensor: operands.get(id(tensor), tensor))
     return call.write_back(call.run_out_of_place(args)) if call.inplace else call.run(args)
+
+
+def _all_of_it(call, output, place=0):
+    return Absorbed(output, hidden=True)
+
+
+@rule('Taylor', left_over=_all_of_it)
+def whole(call, parts, divisor=1):
+    '''The expansion of a function as a whole, of which a call is the last step.
+
+    Parameters
+    ----------
+    call: :py:class:`~zennit_attn.propagation.Call`
+    parts: dict
+        By the ``id`` of an operand, a function that computes it by plain autograd. It takes a function, which it has to
+        apply to what it starts from.
+    divisor: int, optional
+        How many factors the function is a product of, which share evenly.
+    '''
+    watched = {}
+
+    def leaf(tensor):
+        if id(tensor) not in watched:
+            own = tensor.clone() if call.inplace and tensor is call.args[0] else tensor
+            watched[id(tensor)] = tensor, own if call.record is None else call.record.expand({id(tensor): own})[
+                id(tensor)]
+        return watched[id(tensor)][1]
+
+    def value(tensor):
+        if id(tensor) in parts:
+            return parts[id(tensor)](leaf)
+        return leaf(tensor) if call.carries(tensor) else tensor
+    args, kwargs = substitute((call.args, call.kwargs), value)
+    output = call.run_out_of_place(args, kwargs)
+    return call.write_back(scaled(output, divisor) if divisor > 1 else output)
 
 
 #: The kinds of operators that the expansion is for.

@@ -219,6 +219,174 @@ def pooled(m, x):
     return (m.score(x).softmax(1) * m.v(x)).sum(1, keepdim=True).expand_as(x)
 
 
+def over_sum(x):
+    return x / x.sum(-1, keepdim=True)
+
+
+def weights_of(m, x):
+    q, k, v = qkv(m, x)
+    return (q @ k.mT * SCALE).exp(), v
+
+
+def values_first(m, x):
+    weights, v = weights_of(m, x)
+    return m.o(merged(weights @ v / weights.sum(-1, keepdim=True)))
+
+
+def three(m, x):
+    weights, v = weights_of(m, x)
+    return m.o(merged(torch.einsum('bhij,bhjd,bhi->bhid', weights, v, 1 / weights.sum(-1))))
+
+
+def diagonal(m, x):
+    weights, v = weights_of(m, x)
+    return m.o(merged(torch.diag_embed(weights.sum(-1).reciprocal()) @ (weights @ v)))
+
+
+def key_by_key(m, x):
+    q, k, v = qkv(m, x)
+    above = below = 0.
+    for j in range(6):
+        weight = ((q * k[:, :, j:j + 1]).sum(-1, keepdim=True) * SCALE).exp()
+        above, below = above + weight * v[:, :, j:j + 1], below + weight
+    return m.o(merged(above / below))
+
+
+def ones_beside_values(m, x):
+    weights, v = weights_of(m, x)
+    sums = weights @ torch.cat([v, torch.ones_like(v[..., :1])], -1)
+    return m.o(merged(sums[..., :-1] / sums[..., -1:]))
+
+
+def online(in_place):
+    '''Block by block, with a running maximum.'''
+    def run(m, x):
+        q, k, v = qkv(m, x)
+        top = torch.full((2, HEADS, 6, 1), -torch.inf).to(x)
+        below, above = torch.zeros_like(top), torch.zeros(2, HEADS, 6, 4).to(x)
+        for start in range(0, 6, 2):
+            scores = q @ k[:, :, start:start + 2].mT * SCALE
+            new = torch.maximum(top, scores.amax(-1, keepdim=True))
+            weights, factor, top = (scores - new).exp(), (top - new).exp(), new
+            if in_place:
+                below.mul_(factor).add_(weights.sum(-1, keepdim=True))
+                above.mul_(factor).add_(weights @ v[:, :, start:start + 2])
+            else:
+                below = below * factor + weights.sum(-1, keepdim=True)
+                above = above * factor + weights @ v[:, :, start:start + 2]
+        return m.o(merged(above / below))
+    return run
+
+
+def blocks_merged(m, x):
+    '''Attention to each block, and a softmax over what the blocks add up to.'''
+    q, k, v = qkv(m, x)
+    output = total = None
+    for start in range(0, 6, 2):
+        scores = q @ k[:, :, start:start + 2].mT * SCALE
+        own, size = scores.softmax(-1) @ v[:, :, start:start + 2], scores.logsumexp(-1, keepdim=True)
+        if output is None:
+            output, total = own, size
+        else:
+            new = torch.logaddexp(total, size)
+            output, total = output * (total - new).exp() + own * (size - new).exp(), new
+    return m.o(merged(output))
+
+
+def filled_after(m, scores):
+    weights = scores.exp()
+    weights[:, :, ~m.mask] = 0.
+    return over_sum(weights)
+
+
+SOURCES, TARGETS = torch.tensor([0, 1, 2, 3, 4, 5, 0, 2, 4, 1]), torch.tensor([0, 1, 2, 3, 4, 5, 1, 1, 0, 5])
+
+
+def edges(m, x):
+    '''Scores and values of the edges of a graph.'''
+    return (m.q(x)[:, TARGETS] * m.k(x)[:, SOURCES]).sum(-1, keepdim=True), m.v(x)[:, SOURCES]
+
+
+def node_by_node(m, x):
+    scores, values = edges(m, x)
+    return torch.stack([(scores[:, node == TARGETS].softmax(1) * values[:, node == TARGETS]).sum(1)
+                        for node in range(6)], 1)
+
+
+def dense_graph(m, x):
+    mask = torch.full((6, 6), -torch.inf).to(x)
+    mask[TARGETS, SOURCES] = 0.
+    return (m.q(x) @ m.k(x).mT + mask).softmax(-1) @ m.v(x)
+
+
+def index_added(x):
+    return torch.zeros(2, 6, x.shape[-1]).to(x).index_add(1, TARGETS, x)
+
+
+def scattered(x):
+    return torch.zeros(2, 6, x.shape[-1]).to(x).scatter_add_(1, TARGETS[None, :, None].expand_as(x), x)
+
+
+def scatter_reduced(x):
+    return torch.zeros(2, 6, x.shape[-1]).to(x).scatter_reduce(1, TARGETS[None, :, None].expand_as(x), x, 'sum')
+
+
+def multiplied(x):
+    return torch.nn.functional.one_hot(TARGETS, 6).to(x).mT @ x
+
+
+def by_edge(add, top=None):
+    def run(m, x):
+        scores, values = edges(m, x)
+        weights = (scores if top is None else scores - top(scores)).exp()
+        return add(weights / add(weights)[:, TARGETS] * values)
+    return run
+
+
+def by_edge_last(add):
+    def run(m, x):
+        scores, values = edges(m, x)
+        weights = (scores - scores.max()).exp()
+        return add(weights * values) / add(weights)
+    return run
+
+
+def top_of_node(scores):
+    top = torch.full((2, 6, 1), -torch.inf).to(scores)
+    return top.scatter_reduce(1, TARGETS[None, :, None].expand(2, -1, 1), scores, 'amax')[:, TARGETS]
+
+
+def prefix_pooled(m, x):
+    k, v = m.k(x), m.v(x)
+    return torch.stack([(k[:, :i + 1].softmax(1) * v[:, :i + 1]).sum(1) for i in range(6)], 1)
+
+
+def prefix_sums(shift):
+    def run(m, x):
+        k, v = m.k(x), m.v(x)
+        weights = (k - k.amax(1, keepdim=True) if shift else k).exp()
+        return (weights * v).cumsum(1) / weights.cumsum(1)
+    return run
+
+
+def prefix_matrix(m, x):
+    weights, mask = (m.k(x) - m.k(x).max()).exp(), torch.ones(6, 6).tril().to(x)
+    return torch.einsum('ij,bjd,bjd->bid', mask, weights, m.v(x)) / torch.einsum('ij,bjd->bid', mask, weights)
+
+
+def prefix_loop(m, x):
+    '''With a running maximum, as RWKV has it.'''
+    k, v = m.k(x), m.v(x)
+    above, below, top = torch.zeros(2, 12).to(x), torch.zeros(2, 12).to(x), torch.full((2, 12), -1e38).to(x)
+    outputs = []
+    for i in range(6):
+        new = torch.maximum(top, k[:, i])
+        factor, weight, top = (top - new).exp(), (k[:, i] - new).exp(), new
+        above, below = above * factor + weight * v[:, i], below * factor + weight
+        outputs.append(above / below)
+    return torch.stack(outputs, 1)
+
+
 SPELLINGS = {
     'attention': [
         ('matmul', lambda m, x: weighted(m, x, lambda scores: scores.softmax(-1))),
@@ -228,6 +396,19 @@ SPELLINGS = {
         ('functional', functional), ('einops', einops), ('one matrix', one_matrix), ('head by head', head_by_head),
         ('query by query', query_by_query), ('in place', in_place),
         ('softmax by hand', lambda m, x: weighted(m, x, lambda scores: scores.exp() / scores.exp().sum(-1, True))),
+        ('values first', values_first), ('einsum of three', three), ('diagonal', diagonal), ('key by key', key_by_key),
+        ('online', online(False)), ('online in place', online(True)),
+        ('ones beside values', ones_beside_values), ('blocks merged', blocks_merged),
+    ],
+    'graph attention': [
+        ('dense', dense_graph), ('node by node', node_by_node), ('index_add', by_edge(index_added)),
+        ('scatter_add', by_edge(scattered, torch.max)), ('scatter_reduce', by_edge(scatter_reduced, top_of_node)),
+        ('one-hot', by_edge(multiplied, top_of_node)), ('divided last', by_edge_last(index_added)),
+        ('scattered and divided last', by_edge_last(scattered)),
+    ],
+    'causal pooling': [
+        ('prefixes', prefix_pooled), ('cumsum', prefix_sums(False)), ('shifted', prefix_sums(True)),
+        ('matrix', prefix_matrix), ('loop', prefix_loop),
     ],
     'attention with a mask': [
         ('masked_fill', lambda m, x: weighted(m, x, lambda s: s.masked_fill(~m.mask, -torch.inf).softmax(-1))),
@@ -242,6 +423,12 @@ SPELLINGS = {
         ('module', lambda m, x: m.attention(x, x, x, attn_mask=~m.mask)[0]),
         ('multiplied after', lambda m, x: weighted(m, x, lambda s: inverted(m, s))),
         ('kept only', kept_only),
+        ('exp of masked', lambda m, x: weighted(m, x, lambda s: over_sum(s.masked_fill(~m.mask, -torch.inf).exp()))),
+        ('exp times mask', lambda m, x: weighted(m, x, lambda s: over_sum((s - s.max()).exp() * m.mask))),
+        ('mask in place', lambda m, x: weighted(m, x, lambda s: over_sum(s.exp().mul_(m.mask)))),
+        ('exp filled', lambda m, x: weighted(m, x, lambda s: over_sum(s.exp().masked_fill(~m.mask, 0.)))),
+        ('where of exp', lambda m, x: weighted(m, x, lambda s: over_sum(torch.where(m.mask, s.exp(), 0.)))),
+        ('exp filled in place', lambda m, x: weighted(m, x, lambda s: filled_after(m, s))),
     ],
     'causal attention': [
         ('masked_fill', lambda m, x: weighted(m, x, lambda s: s.masked_fill(~causal(x), -torch.inf).softmax(-1))),

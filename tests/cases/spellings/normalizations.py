@@ -1,4 +1,6 @@
 '''Softmaxes and normalizations.'''
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import reduce
@@ -75,6 +77,43 @@ def range_of_aminmax(m, x):
 BY_AMINMAX = [('aminmax', range_of_aminmax)] if TORCH >= (2, 12) else []
 
 
+def over_sum(x):
+    return x / x.sum(-1, keepdim=True)
+
+
+def logsumexp(x):
+    top = x.amax(-1, keepdim=True)
+    return top + (x - top).exp().sum(-1, keepdim=True).log()
+
+
+def divided_in_place(x):
+    weights = x.exp()
+    weights /= weights.sum(-1, keepdim=True)
+    return weights
+
+
+def all_in_place(x):
+    x.sub_(x.amax(-1, keepdim=True).detach()).exp_()
+    return x.div_(x.sum(-1, keepdim=True))
+
+
+def by_element(x):
+    parts = [part.exp() for part in x.unbind(-1)]
+    return torch.stack([part / sum(parts) for part in parts], -1)
+
+
+def buffered(x):
+    weights = torch.empty_like(x)
+    for index in range(12):
+        weights[..., index] = x[..., index].exp()
+    return weights
+
+
+def shifted_plus_one(x, top):
+    weights = (x - top).exp()
+    return weights / ((-top).exp() + weights.sum(-1, keepdim=True))
+
+
 SPELLINGS = {
     'softmax': [
         ('method', lambda m, x: x.softmax(-1) * m.v(x)),
@@ -88,6 +127,48 @@ SPELLINGS = {
         ('exp over sum', lambda m, x: x.exp() / x.exp().sum(-1, keepdim=True) * m.v(x)),
         ('exp of log_softmax', lambda m, x: x.log_softmax(-1).exp() * m.v(x)),
         ('exp of logsumexp', lambda m, x: (x - x.logsumexp(-1, keepdim=True)).exp() * m.v(x)),
+    ],
+    'softmax, written out': [
+        ('softmax', lambda m, x: x.softmax(-1) * m.v(x)),
+        ('exp twice', lambda m, x: x.exp() / x.exp().sum(-1, True) * m.v(x)),
+        ('minus amax', lambda m, x: over_sum((x - x.amax(-1, True)).exp()) * m.v(x)),
+        ('minus amax, detached', lambda m, x: over_sum((x - x.amax(-1, True).detach()).exp()) * m.v(x)),
+        ('minus max of all', lambda m, x: over_sum((x - x.max()).exp()) * m.v(x)),
+        ('minus max', lambda m, x: over_sum((x - x.max(-1, keepdim=True).values).exp()) * m.v(x)),
+        ('log of sum', lambda m, x: (x - x.exp().sum(-1, True).log()).exp() * m.v(x)),
+        ('logsumexp by hand', lambda m, x: (x - logsumexp(x)).exp() * m.v(x)),
+        ('minus logsumexp first', lambda m, x: (-x.logsumexp(-1, True) + x).exp() * m.v(x)),
+        ('exp2', lambda m, x: over_sum((x * math.log2(math.e)).exp2()) * m.v(x)),
+        ('power', lambda m, x: over_sum(math.e ** x) * m.v(x)), ('pow', lambda m, x: over_sum(
+            torch.pow(math.e, x)) * m.v(x)),
+        ('reciprocal', lambda m, x: x.exp() * x.exp().sum(-1, True).reciprocal() * m.v(x)),
+        ('inverse', lambda m, x: x.exp() * (1 / x.exp().sum(-1, True)) * m.v(x)),
+        ('power of -1', lambda m, x: x.exp() * x.exp().sum(-1, True) ** -1 * m.v(x)),
+        ('normalize', lambda m, x: F.normalize(x.exp(), p=1, dim=-1) * m.v(x)),
+        ('norm', lambda m, x: x.exp() / x.exp().norm(1, -1, True) * m.v(x)),
+        ('clamped', lambda m, x: x.exp() / x.exp().sum(-1, True).clamp_min(1e-9) * m.v(x)),
+        ('divided in place', lambda m, x: divided_in_place(x) * m.v(x)),
+        ('all in place', lambda m, x: all_in_place(x.clone()) * m.v(x)),
+        ('element by element', lambda m, x: by_element(x) * m.v(x)),
+        ('written to a buffer', lambda m, x: over_sum(buffered(x)) * m.v(x)),
+        ('matrix of ones', lambda m, x: x.exp() / (x.exp() @ torch.ones(12, 1).to(x)) * m.v(x)),
+        ('linear', lambda m, x: x.exp() / F.linear(x.exp(), torch.ones(1, 12).to(x)) * m.v(x)),
+        ('einsum', lambda m, x: torch.einsum('bnd,bn->bnd', x.exp(), 1 / x.exp().sum(-1)) * m.v(x)),
+        ('cumsum', lambda m, x: x.exp() / x.exp().cumsum(-1)[..., -1:] * m.v(x)),
+        ('mean', lambda m, x: x.exp() / x.exp().mean(-1, True) / 12 * m.v(x)),
+        ('parts', lambda m, x: over_sum(torch.cat([x[..., :5].exp(), x[..., 5:].exp()], -1)) * m.v(x)),
+        ('keywords', lambda m, x: torch.true_divide(input=x.exp(), other=x.exp().sum(dim=-1, keepdim=True)) * m.v(x)),
+        ('values inside', lambda m, x: x.exp() * m.v(x) / x.exp().sum(-1, True)),
+        ('values over the sum', lambda m, x: x.exp() * m.v(x) * (1 / x.exp().sum(-1, True))),
+    ],
+    'softmax plus one': [
+        ('padded', lambda m, x: F.pad(x, (0, 1)).softmax(-1)[..., :-1] * m.v(x)),
+        ('cat', lambda m, x: torch.cat([x, torch.zeros_like(x[..., :1])], -1).softmax(-1)[..., :-1] * m.v(x)),
+        ('one', lambda m, x: x.exp() / (1 + x.exp().sum(-1, True)) * m.v(x)),
+        ('shifted', lambda m, x: shifted_plus_one(x, x.amax(-1, True)) * m.v(x)),
+        ('shifted up', lambda m, x: shifted_plus_one(x, x.amax(-1, True).clamp(min=0)) * m.v(x)),
+        ('logsumexp', lambda m, x: (x - F.pad(x, (0, 1)).logsumexp(-1, True)).exp() * m.v(x)),
+        ('logaddexp', lambda m, x: (x - torch.logaddexp(x.logsumexp(-1, True), torch.zeros(()).to(x))).exp() * m.v(x)),
     ],
     'softmax with a temperature': [
         ('divided', lambda m, x: (x / 2.5).softmax(-1) * m.v(x)),

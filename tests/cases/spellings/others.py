@@ -18,16 +18,12 @@ class Group(NamedTuple):
 GROUPS = (
     Group('A softmax by hand', '''
         Meant is `softmax`. Under `CPLRP` any spelling is a constant, and the maps are equal. `AttnLRP` and `AttnTaylor`
-        expand a softmax as a whole. Written with `exp` and a sum, it is a gate over a denominator: `AttnLRP` takes it
-        as a constant, and `AttnTaylor` expands the `exp` and holds the normalizer. What comes after the softmax counts
-        as well: weights that are normalized once more, after a mask or a factor, have a denominator of their own.
-        Nothing tells a softmax from another function that divides by a sum.
+        expand a softmax as a whole, and find it where exponentials are divided by a sum of such
+        ([Taylor expansions](taylor.md)). A denominator that was multiplied with values, as one of their columns, is not
+        seen to be a sum of exponentials. Where blocks with a softmax each are merged by another one, these are two
+        softmaxes, and two products that share. A softmax of two is a sigmoid, which is a gate.
         ''', {
-            'softmax': {'by hand': 'AttnLRP AttnTaylor', 'exp over sum': 'AttnLRP AttnTaylor',
-                        'exp of log_softmax': 'AttnLRP', 'exp of logsumexp': 'AttnLRP'},
-            'attention': {'softmax by hand': 'AttnLRP AttnTaylor'},
-            'attention with a mask': {'multiplied after': 'AttnLRP AttnTaylor'},
-            'attention with positions': {'times their exp': 'AttnLRP AttnTaylor'},
+            'attention': {'ones beside values': 'AttnLRP AttnTaylor', 'blocks merged': 'AttnLRP'},
             'mix by a gate': {'softmax': 'AttnLRP'},
         }),
     Group('A softmax on the stream', '''
@@ -91,19 +87,14 @@ GROUPS = (
         }),
     Group('Denominators under AttnTaylor', '''
         `AttnTaylor` expands functions, and holds denominators constant, because with their derivative what a query
-        receives cancels ([Taylor expansions](taylor.md)). So a function by its name is expanded as a whole, and a
-        quotient in its numerator only. Meant is the function by its name. A recurrence that is computed by cumulative
-        sums over what was divided by the decay is such a quotient.
+        receives cancels ([Taylor expansions](taylor.md)), unless these are made of exponentials alone. So a function by
+        its name is expanded as a whole, and another quotient in its numerator only. Meant is the function by its name.
+        A recurrence that is computed by cumulative sums over what was divided by the decay is such a quotient.
         ''', {
-            'SiLU': {'exp': EXPANDED},
             'softsign': {'quotient': EXPANDED, 'reciprocal': EXPANDED, 'in place': EXPANDED},
-            'tanh': {'exp': EXPANDED, 'sinh over cosh': EXPANDED, 'expm1': EXPANDED},
-            'GLU': {'quotient': EXPANDED},
+            'tanh': {'sinh over cosh': EXPANDED},
             'tanh gate': {'sinh over cosh': EXPANDED},
             'softsign gate': {'quotient': EXPANDED},
-            'exp gate': {'quotient': EXPANDED},
-            'reciprocal': {'sigmoid': EXPANDED},
-            'sigmoid attention': {'quotient': EXPANDED},
             'gated recurrence': {'cumulative': EXPANDED},
         }),
     Group('A sixth in single precision', '''
@@ -130,6 +121,8 @@ OTHER_GRAPHS = {
             'linear attention of relus': {'einsum': CONSERVING},
             'linear attention of softmaxes': {'einsum': 'AttnLRP'}},
         'the fused kernel is written out there': {'delta rule': {'kernel': 'AttnLRP'}},
+        'exponentials are written to views of a buffer there, and are not followed through them': {
+            'softmax, written out': {'written to a buffer': 'AttnLRP AttnTaylor'}},
     }.items() for function, spellings in functions.items()
     for spelling, composites in spellings.items() for composite in composites.split()}
 
