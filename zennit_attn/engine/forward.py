@@ -69,7 +69,7 @@ class Forward:
         self.carrying_tag = Tag(self.identity)
         self.constant_tag = Tag(self.identity, carries=False)
         self.direct = not (self.assignments.any or self.observed)
-        self.normalizes = self.assignments.may_have(Kind.SOFTMAX)
+        self.normalizes = self._normalizes()
         self.refusal: UntrackedTensor | None = None
         self._last_gate: tuple | None = None
         self._without_grad: tuple | None = None
@@ -127,7 +127,7 @@ class Forward:
         self.direct = self.direct and not rules
         try:
             with self.assignments.overriding(rules):
-                self.normalizes = self.assignments.may_have(Kind.SOFTMAX)
+                self.normalizes = self._normalizes()
                 yield
         finally:
             self.direct, self.normalizes = before
@@ -137,6 +137,9 @@ class Forward:
         if kind not in self.assignments.kinds and not self.observed:
             return None, None
         return self.assignments.of_operator(kind)
+
+    def _normalizes(self) -> bool:
+        return self.references is None and self.assignments.may_have(Kind.SOFTMAX)
 
     def operation_of(self, kind: Kind) -> Any:
         '''Return the rule that operators of a kind follow in the module whose code runs, or None for one of Zennit.'''

@@ -129,7 +129,7 @@ def expanded(call):
 
 
 def _all_of_it(call, output, place=0):
-    return Absorbed(output, hidden=True)
+    return Absorbed(output, hidden=HIDDEN_BIAS)
 
 
 @rule('Taylor', left_over=_all_of_it)
