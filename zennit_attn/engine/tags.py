@@ -8,6 +8,7 @@ import torch
 
 if TYPE_CHECKING:
     from .origins import Origin
+    from .parts import Parts
 
 
 class Tag:
@@ -24,17 +25,21 @@ class Tag:
     twin: callable or None
         Returns the same values in the relevance domain, or None.
     version: int
-        The version of the tensor that origin and twin hold for: a write in place ends both.
+        The version of the tensor that origin, twin and parts hold for: a write in place ends them.
+    parts: :py:class:`~zennit_attn.engine.parts.Parts` or None
+        Which of its elements carry relevance, if some may not.
     '''
-    __slots__ = ('forward', 'carries', 'origin', 'twin', 'version')
+    __slots__ = ('forward', 'carries', 'origin', 'twin', 'version', 'parts')
 
     def __init__(self, forward: object, carries: bool = True, origin: Origin | None = None,
-                 twin: Callable[[], torch.Tensor | None] | None = None, version: int = 0):
+                 twin: Callable[[], torch.Tensor | None] | None = None, version: int = 0,
+                 parts: Parts | None = None):
         self.forward = forward
         self.carries = carries
         self.origin = origin
         self.twin = twin
         self.version = version
+        self.parts = parts
 
 
 def tag_of(tensor: torch.Tensor) -> Tag | None:
@@ -46,6 +51,12 @@ def origin_of(tensor: torch.Tensor) -> Origin | None:
     '''Return what a tensor was made of, or None.'''
     tag = tag_of(tensor)
     return tag.origin if tag is not None and tag.version == tensor._version else None
+
+
+def parts_of(tensor: torch.Tensor) -> Parts | None:
+    '''Return which elements of a tensor carry relevance, or None if all may.'''
+    tag = tag_of(tensor)
+    return tag.parts if tag is not None and tag.version == tensor._version else None
 
 
 def gate_of(output: object) -> tuple[str, str, str] | None:
