@@ -13,6 +13,7 @@ relevance per unit anywhere else.
 import operator
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 
 import torch
 from torch.func import functional_call, functionalize
@@ -68,6 +69,13 @@ EXPONENTIALS = ('exp', 'exp2')
 NORMS = ('native_layer_norm', 'native_group_norm', 'native_batch_norm', '_native_batch_norm_legit')
 SUMS = ('add', 'sub', 'rsub')
 REINDEX = LINEAR[:LINEAR.index('max')]
+#: What knows which elements of its result are constants: what puts values somewhere, and works on each by itself.
+PLACES = {*REINDEX, 'masked_scatter', 'masked_select', 'index_copy', 'index_fill', 'rot90', 'block_diag',
+          'pixel_unshuffle', 'channel_shuffle', 'unsafe_split'} - {
+    'index_add', 'scatter_add', 'reflection_pad2d', 'replication_pad2d'}
+PUTS_IN = {'cat', 'stack', 'index_put', 'scatter', 'masked_fill', 'where', 'constant_pad_nd', 'slice_scatter',
+           'select_scatter', 'diagonal_scatter', 'as_strided_scatter', 'index_copy', 'index_fill', 'masked_scatter',
+           'block_diag', 'tril', 'triu', 'diag_embed', 'complex'}
 #: What only moves or picks values: relevance stays relevance. ``index_put`` does unless it adds.
 MOVES = {*LINEAR[:LINEAR.index('neg')], *LINEAR[LINEAR.index('fmax'):LINEAR.index('trace')]} - {
     'index_add', 'scatter_add', 'nansum', 'grid_sampler_2d'}
@@ -304,8 +312,8 @@ class Replica:
     '''
     def __init__(self, graph, input, softmax='constant'):
         self.graph, self.softmax = graph, softmax
-        self.values, self.carrying, self.moved, self.made_of = {}, set(), set(), {}
-        self.parts, self.whole = {}, {}
+        self.values, self.carrying, self.moved, self.made_of, self.parts = {}, set(), set(), {}, {}
+        self.weighing, self.whole = {}, {}
         with torch.no_grad():
             for node in graph.graph.nodes:
                 self.run(node, input)
@@ -332,6 +340,44 @@ class Replica:
                     self.made_of[node] = made
                 if self.keeps_domain(node):
                     self.moved.add(node)
+                parts = self.parts_among(node)
+                if torch.is_tensor(parts) and not parts.all():
+                    self.parts[node] = parts
+
+    def parts_among(self, node):
+        '''Which elements of ``node`` depend on what carries: those that change with it, or that are made of some.'''
+        if node.target.__module__ == '_operator':
+            return self.parts.get(node.args[0], {}).get(node.args[1])
+        sources = [arg for arg in node.all_input_nodes if arg in self.carrying]
+        if any(self.values[arg].is_complex() for arg in sources):
+            return None
+        known = [self.parts[arg] for arg in sources if arg in self.parts]
+        if name_of(node) in PLACES and (known or name_of(node) in PUTS_IN):
+            return self.parts_by_change(node)
+        if not self.is_kind(node, (*SUMS, *ACTIVATIONS, *BOUNDED, 'mul', 'div', 'neg', 'pow')):
+            return None
+        sources = sources[:1] if self.is_kind(node, ('div',)) else sources
+        if not sources or len(known) < len(sources):
+            return None
+        return sum(self.parts[arg].int() for arg in sources).expand(self.values[node].shape) > 0
+
+    def parts_by_change(self, node):
+        if self.is_kind(node, ('index_put',)) and len(node.args) > 3 and node.args[3]:
+            return None
+
+        def other(arg, value):
+            if arg not in self.carrying or not value.is_floating_point():
+                return value
+            mask = self.parts.get(arg, torch.ones_like(value, dtype=torch.bool))
+            return torch.where(mask, torch.full_like(value, 123.25), value)
+        args, kwargs = self.fetch(node, other)
+        changed, values = self.call(node.target, args, kwargs), self.values[node]
+        if torch.is_tensor(changed):
+            return changed != values
+        parts = {key: part != values[key] for key, part in enumerate(changed)}
+        if not all(part.all() for part in parts.values()):
+            self.parts[node] = parts
+        return None
 
     def fetch(self, node, replace=lambda arg, value: value):
         '''The arguments of ``node`` as values.'''
@@ -400,30 +446,30 @@ class Replica:
         were multiplied with other factors, how many share. Of a last step ``self.whole`` has that number.
         '''
         if node.target.__module__ == '_operator':
-            if node.args[0] in self.parts and self.is_float(node):
-                self.parts[node] = self.parts[node.args[0]]
+            if node.args[0] in self.weighing and self.is_float(node):
+                self.weighing[node] = self.weighing[node.args[0]]
             return
         name, args = 'ruled' if self.is_ruled(node) else name_of(node), [
-            arg for arg in dict.fromkeys(node.all_input_nodes) if arg in self.carrying or arg in self.parts]
-        roles = [self.parts.get(arg) for arg in args]
+            arg for arg in dict.fromkeys(node.all_input_nodes) if arg in self.carrying or arg in self.weighing]
+        roles = [self.weighing.get(arg) for arg in args]
         if name in SOFTMAXES:
-            self.parts[node] = 'log' if name == '_log_softmax' else 'exponential'
+            self.weighing[node] = 'log' if name == '_log_softmax' else 'exponential'
         elif name in EXPONENTIALS and args:
-            self.parts[node] = 'exponential'
+            self.weighing[node] = 'exponential'
             if roles == ['log']:
                 self.whole[node] = 1
         elif name == 'logsumexp' and args or (name == 'log' and roles == ['sum']):
-            self.parts[node] = 'log'
+            self.weighing[node] = 'log'
         elif name == 'reciprocal' and roles == ['sum']:
-            self.parts[node] = 'inverse'
-        elif name == 'div' and len(roles) == 2 and self.parts.get(node.args[1]) == 'sum':
-            self.finish(node, self.parts.get(node.args[0]))
+            self.weighing[node] = 'inverse'
+        elif name == 'div' and len(roles) == 2 and self.weighing.get(node.args[1]) == 'sum':
+            self.finish(node, self.weighing.get(node.args[0]))
         elif name in PRODUCTS and len(args) > 1:
             self.weigh_product(node, args)
         elif roles and (name in LINEAR or name in PRODUCTS) or (name == 'div' and args == node.args[:1]):
             role = self.weigh_linear(node, name, set(roles))
             if role is not None:
-                self.parts[node] = role
+                self.weighing[node] = role
 
     def weigh_linear(self, node, name, roles):
         moves = (name in REINDEX or name in ('neg', 'mul', 'div') or name in BOUNDED) and (
@@ -434,13 +480,13 @@ class Replica:
             return None
         role = roles.pop() if len(roles) == 1 else 'sum'
         pair = name in SUMS and len({arg for arg in node.args[:2] if isinstance(arg, torch.fx.Node)} & {
-            *self.parts}) > 1
+            *self.weighing}) > 1
         adds = pair or not (moves or name in SUMS)
         return 'sum' if adds and role == 'exponential' else role
 
     def weigh_product(self, node, args):
-        roles = [self.parts[arg] for arg in args if arg in self.parts]
-        others = [arg for arg in args if arg not in self.parts and not self.weighs(self.made_of.get(arg))]
+        roles = [self.weighing[arg] for arg in args if arg in self.weighing]
+        others = [arg for arg in args if arg not in self.weighing and not self.weighs(self.made_of.get(arg))]
         above = [role for role in roles if role in ('exponential', 'sum') or isinstance(role, int)]
         if len(above) == 1 and len(roles) - len(above) <= roles.count('inverse') <= 1:
             role = above[0]
@@ -449,13 +495,13 @@ class Replica:
             if len(roles) == 2:
                 self.finish(node, role)
             elif role is not None:
-                self.parts[node] = role
+                self.weighing[node] = role
 
     def finish(self, node, role):
         if role is not None and role not in ('log', 'inverse'):
             self.whole[node] = role if isinstance(role, int) else 1
             if not isinstance(role, int):
-                self.parts[node] = 'exponential'
+                self.weighing[node] = 'exponential'
 
     def is_float(self, node):
         value = self.values[node]
@@ -615,8 +661,8 @@ class Replica:
                 continue
             picks = step.target.__module__ == '_operator'
             for arg, part in [(step.args[0], {step.args[1]: inside[step]})] if picks else self.pull_linear(
-                    step, inside[step], among=self.carrying | {*self.parts}):
-                plain = arg not in self.parts or arg in self.whole or self.is_kind(arg, SOFTMAXES)
+                    step, inside[step], among=self.carrying | {*self.weighing}):
+                plain = arg not in self.weighing or arg in self.whole or self.is_kind(arg, SOFTMAXES)
                 flow = found if plain else inside
                 flow[arg] = self.accumulate(flow.get(arg), part)
         return list(found.items())
@@ -659,11 +705,31 @@ class Replica:
     def pull_product(self, node, name, grad):
         '''Shares of 1 / n for the n carrying factors; an added operand takes the plain gradient.'''
         factors = [index for index in PRODUCTS[name] if index < len(node.args) and node.args[index] in self.carrying]
-        factors = [index for index in factors if not self.weighs(self.made_of.get(node.args[index]))] or factors
-        pairs = self.pull_linear(node, grad, factors)
-        pairs = [(arg, part / len(factors)) for arg, part in pairs]
+        pairs = self.pull_parts(node, grad, factors)
         if name not in ('mul', 'mm', 'bmm', 'mv', 'dot') and 0 not in PRODUCTS[name]:
             pairs += self.pull_linear(node, grad, (0,))
+        return pairs
+
+    def pull_parts(self, node, grad, factors):
+        '''Shares for each product of parts: of those that carry where some do, else of all.'''
+        pairs, parts = [], {index: self.parts[node.args[index]] for index in factors if node.args[index] in self.parts}
+        if not self.is_kind(node, ('mul', 'addcmul', 'addr')):  # of what sums up, only a factor as a whole is none
+            parts = {index: mask for index, mask in parts.items() if not mask.any()}
+        for chosen in product(*([True, False] if index in parts else [True] for index in factors)):
+            carries = dict(zip(factors, chosen, strict=True))
+            sharing = [index for index in factors if carries[index]] or factors
+            sharing = [index for index in sharing if not self.weighs(self.made_of.get(node.args[index]))] or sharing
+            values = {index: self.values[node.args[index]] * (
+                parts.get(index, torch.ones(())) == carries[index]) for index in factors}
+            for index in sharing:
+                leaf = values[index].clone().requires_grad_()
+                args = [leaf if place == index else values.get(place, arg)
+                        for place, arg in enumerate(self.fetch(node)[0])]
+                with torch.enable_grad():
+                    result = self.call(node.target, args, self.fetch(node)[1])
+                part, = torch.autograd.grad(result, leaf, grad)
+                mask = parts.get(index, torch.ones(())) == carries[index]
+                pairs.append((node.args[index], part * mask / len(sharing)))
         return pairs
 
     def pull_activation(self, node, grad):

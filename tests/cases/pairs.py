@@ -114,8 +114,102 @@ def expanded_in_place(m, y):
     return z + y
 
 
+def in_place(steps, times=True):
+    '''Run steps that write to a tensor, and return the result times another, or plus it.'''
+    def run(m, y):
+        z = steps(m.fc2(y), y)
+        return z * y if times else z + y
+    return run
+
+
+def seen_before(z, y):
+    view = z.view(3, 5, 2, 6)
+    z.sigmoid_()
+    return view.flatten(2)
+
+
+def half_gate(z, y):
+    z[..., :6].sigmoid_()
+    return z
+
+
+def gate_of_rows(m, y):
+    z = y @ m.fc2(y).mT
+    for row in range(5):
+        z[:, row].exp_()
+    return z @ y
+
+
+def written_again(z, y):
+    first = z[..., :6]
+    first.sigmoid_()
+    z[..., :1].copy_(y[..., :1])
+    return torch.cat([first, z[..., 6:]], -1)
+
+
+def zeros_filled(z, y):
+    z.zero_()
+    z[:, 1].add_(y[:, 1])
+    return z
+
+
+def filled_by_rows(z, y):
+    z.fill_(0.)
+    for row in range(5):
+        z[:, row].copy_(y[:, :row + 1].sum(1))
+    return z
+
+
+def diagonal_filled(m, y):
+    z = (y @ m.fc2(y).mT).fill_(0.)
+    z.diagonal(dim1=1, dim2=2).copy_(y[:, :, 0])
+    return z @ y
+
+
+def gate_added_to(z, y):
+    z.sigmoid_()
+    z[..., :6].add_(y[..., :6])
+    return z
+
+
+def softmax_assigned(m, y):
+    scores = y @ m.fc2(y).mT
+    scores[:] = scores.softmax(-1)
+    return scores @ y
+
+
+HALF = torch.arange(12) < 6
+
 # Each with the same in other words.
 PAIRS = {
+    'overwritten, a slice written': (in_place(zeros_filled, times=False), lambda m, y: torch.zeros_like(y).index_add(
+        1, torch.tensor([1]), y[:, 1:2]) + y),
+    'overwritten, rows written': (in_place(filled_by_rows, times=False), lambda m, y: y.cumsum(1) + y),
+    'overwritten, a diagonal written': (diagonal_filled, lambda m, y: torch.diag_embed(y[:, :, 0]) @ y),
+    'gate in place, a slice written': (
+        in_place(gate_added_to, times=False), lambda m, y: (lambda z: torch.cat(
+            [z[..., :6] + y[..., :6], z[..., 6:]], -1))(m.fc2(y).sigmoid()) + y),
+    'view of what became a gate': (in_place(seen_before), lambda m, y: m.fc2(y).sigmoid() * y),
+    'half a gate in place, plus': (in_place(half_gate, times=False), lambda m, y: (
+        lambda z: torch.cat([z[..., :6].sigmoid(), z[..., 6:]], -1))(m.fc2(y)) + y),
+    'half a gate in place, times': (in_place(half_gate), lambda m, y: (lambda z: torch.cat(
+        [z[..., :6].sigmoid() * y[..., :6], z[..., 6:] * y[..., 6:]], -1))(m.fc2(y))),
+    'rows that become gates': (gate_of_rows, lambda m, y: (y @ m.fc2(y).mT).exp() @ y),
+    'a gate that is written to again': (in_place(written_again), lambda m, y: (lambda z: torch.cat(
+        [y[..., :1] * y[..., :1], z[..., 1:6].sigmoid() * y[..., 1:6], z[..., 6:] * y[..., 6:]], -1))(m.fc2(y))),
+    'softmax assigned to its scores': (softmax_assigned, lambda m, y: (y @ m.fc2(y).mT).softmax(-1) @ y),
+    'gate and values in one tensor': (lambda m, y: (lambda gate, value: gate * value)(*torch.cat(
+        [m.fc2(y).sigmoid(), y], -1).chunk(2, -1)), lambda m, y: m.fc2(y).sigmoid() * y),
+    'ones where a mask is': (lambda m, y: torch.where(HALF, m.fc2(y), 1.) * y, lambda m, y: torch.cat(
+        [m.fc2(y)[..., :6] * y[..., :6], y[..., 6:]], -1)),
+    'padded with a number': (lambda m, y: -F.pad(m.fc2(y)[..., 1:], (1, 0), value=.5) * y, lambda m, y: torch.cat(
+        [-.5 * y[..., :1], -m.fc2(y)[..., 1:] * y[..., 1:]], -1)),
+    'constants in both factors': (
+        lambda m, y: F.pad(m.fc2(y)[..., 1:], (1, 0), value=.5) * F.pad(y[..., :11], (0, 1), value=.3),
+        lambda m, y: torch.cat([.5 * y[..., :1], m.fc2(y)[..., 1:11] * y[..., 1:11], .3 * m.fc2(y)[..., 11:]], -1)),
+    'constants in an outer product': (
+        lambda m, y: torch.einsum('bnd,bn->bnd', torch.where(HALF, m.fc2(y), 1.), y[..., 0]),
+        lambda m, y: torch.where(HALF, m.fc2(y), 1.) * y[..., :1]),
     'list reversed': (reversed_list, lambda m, y: m.fc2(m.fc2(y) - y)),
     'index reversed': (moved_index, lambda m, y: m.fc2(m.fc2(y) * 1)),
     'gate in place, masked': (lambda m, y: (y @ m.fc2(y).mT).exp_().masked_fill_(MASK, 0.) @ y,

@@ -351,6 +351,39 @@ BLOCKS = {
         {o} = {a}.clone()
         {o}.squeeze_().unsqueeze_(1)
 
+        {o} = {linear}({a}).zero_()
+        {o}[:, {i}].add_({s}[:, 0])
+
+        {o} = {linear}({a}).fill_({n})
+        {o}[..., :2].copy_({s}[..., :2])
+        {o} = {o} * {b}
+
+        {o} = {a}.clone()
+        view = {o}.flatten(1)
+        {o}.sigmoid_()
+        {o} = view.view_as({o}) * {b}
+
+        {o} = {linear}({a})
+        {o}[..., :2].exp_()
+        {o} = {o} * {s}
+
+        {o} = {a}.clone()
+        view = {o}[:, {i}]
+        view.sigmoid_()
+        {o}[:, 0].add_({s}[:, -1])
+        {o} = {o} * {b}
+
+        {o} = {a}.clone()
+        {o}[:] = {o}.softmax(-1)
+        {o} = {o} @ {s}.mT
+
+        left, right = torch.cat([torch.sigmoid({a}), {s}], -1).chunk(2, -1)
+        {o} = left * right
+
+        {o} = torch.where({a} > {n}, {s}, {k}.) * {b}
+
+        {o} = F.pad({a}[..., 1:], (1, 0), value={n}).neg() * {s}
+
         {a}.mul_({n})
         {o} = {a}
 
@@ -782,9 +815,13 @@ def is_legal(model, input):
         try:
             output = model(leaf)
             grad, = torch.autograd.grad(output.sum(), leaf, allow_unused=True, retain_graph=True)
-            first, = torch.autograd.grad(output[0].sum(), leaf, allow_unused=True)
+            first, = torch.autograd.grad(output[0].sum(), leaf, allow_unused=True, retain_graph=True)
+            last, = torch.autograd.grad(output[-1].sum(), leaf, allow_unused=True)
+            for sample in input.split(1):  # torch lays out gradients otherwise, which it can not view as complex ones
+                alone = sample.clone().requires_grad_()
+                torch.autograd.grad(model(alone).sum(), alone, allow_unused=True)
         except RuntimeError:
             return False
-    if first is not None and (first[1:] != 0).any():
+    if first is not None and (first[1:] != 0).any() or last is not None and (last[:-1] != 0).any():
         return False  # a layer took the batch for a sequence
     return grad is not None and bool(output.isfinite().all()) and bool((output.abs() > 1e-3).all())

@@ -6,7 +6,7 @@ from zennit.composites import LayerMapComposite
 from zennit.rules import Epsilon, Pass
 
 from cases.pairs import NEWER, PAIRS, before_activation, build
-from helpers import Snapshot, assert_closed, assert_restored, explain, one_hot, stock
+from helpers import Snapshot, assert_closed, assert_restored, explain, one_hot, relative, stock
 from versions import each
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnLRP
@@ -40,6 +40,23 @@ def test_module_in_place_before_a_residual(composite):
     model.code = lambda m, y: (lambda z: z + m.fc(z))(m.relu(m.fc2(y)))
     assert torch.allclose(output, expected, rtol=1e-9)
     assert torch.allclose(relevance, explain(model, input, COMPOSITES[composite])[1], rtol=1e-5, atol=1e-7)
+
+
+def test_constants_in_a_sum_of_products_still_share():
+    '''A decision, so that keys of a cache are not told from such that are computed again.'''
+    def assigned(m, y):
+        scores = y @ m.fc2(y).mT
+        scores[:, :2] = scores[:, :2].softmax(-1)
+        return scores @ y
+
+    def apart(m, y):
+        scores = y @ m.fc2(y).mT
+        return torch.cat([scores[:, :2].softmax(-1) @ y, scores[:, 2:] @ y], 1)
+    (model, input), (other, _) = build(assigned), build(apart)
+    assert torch.allclose(model(input), other(input), rtol=1e-9)
+    assert_closed(audit(model, CPLRP(), input, one_hot))
+    difference = relative(explain(model, input)[1], explain(other, input)[1])
+    assert .2 < difference < .3, difference
 
 
 def test_conjugates_behind_a_rule():

@@ -30,7 +30,7 @@ MAP = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: .1}
 #: What rounding may leave of the largest term of a ledger, where terms far above the output cancel.
 ROUNDING = {dtype: 100 * torch.finfo(dtype).eps for dtype in LEDGER}
 #: How many programs of each family the tests run, and the share of them that may be refused.
-PROGRAMS = 250
+PROGRAMS = 500
 REFUSED = {'cp_lrp': 0., 'attn_lrp': 0., 'rules': 0., 'operators': .05}
 NAMES = vars(stock) | {name: getattr(own, name) for name in ('TaylorSoftmax', 'Constant', 'Uniform', 'Identity',
                                                             'ConstantDeviation')}
@@ -175,7 +175,32 @@ class ClampAtItsBound(nn.Module):
         return self.head(t1.flatten(1))
 
 
+class FusedAttentionOfGates(nn.Module):
+    '''A gate is one in fused attention as well, whoever watches.'''
+    def __init__(self):
+        super().__init__()
+        self.m0, self.head = nn.Linear(4, 4), nn.Linear(12, 3)
+
+    def forward(self, x):
+        t0 = torch.tanh(self.m0(x))
+        return self.head(F.scaled_dot_product_attention(t0, x, t0).flatten(1))
+
+
+class ConstantTimesGate(nn.Module):
+    '''A gate is none beside a constant, also if only its elements tell that it is one.'''
+    def __init__(self):
+        super().__init__()
+        self.m0, self.head = nn.Linear(4, 4), nn.Linear(12, 3)
+
+    def forward(self, x):
+        t0 = self.m0(x)
+        t0[..., :2].exp_()
+        return self.head((t0 * (F.elu(x) + 1)).flatten(1))
+
+
 CASES = {
+    'a gate beside constants': ('cp_lrp', Pasted(ConstantTimesGate, (2, 3, 4))),
+    'fused attention of gates': ('attn_lrp', Pasted(FusedAttentionOfGates, (2, 3, 4))),
     'a clamp at its bound': ('cp_lrp', Pasted(ClampAtItsBound, (2, 3, 4))),
     'the same before a rule': ('rules', Pasted(ClampAtItsBound, (2, 3, 4), {'m0': 'Epsilon()', 'head': 'ZPlus()'})),
     'a view made without gradients': ('cp_lrp', Pasted(ViewWithoutGrad, (2, 3, 4), visible=ViewDetached)),

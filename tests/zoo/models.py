@@ -306,7 +306,7 @@ HUGGING_FACE = [model for models in (
     hugging_face('Mamba', 'Mamba', LOGITS, both=False, state_size=4, single=RMS),
     hugging_face('Mamba-2', 'Mamba2', LOGITS, both=False, state_size=4, num_heads=4, head_dim=16, n_groups=1,
                  chunk_size=4, single=RMS),
-    hugging_face('RWKV', 'Rwkv', LOGITS, both=False, attention_hidden_size=32),
+    hugging_face('RWKV', 'Rwkv', LOGITS, both=False, attention_hidden_size=32, single='queries and keys'),
     hugging_face('FNet', 'FNet', both=False),
     hugging_face('XLNet', 'XLNet', both=False, base=SPECIAL, d_model=32, n_layer=2, n_head=2, d_inner=48),
     hugging_face('Longformer', 'Longformer', both=False, shape=(2, 8, 32), attention_window=4),

@@ -17,8 +17,9 @@ from . import messages
 from .assignments import Assignments
 from .domains import Moved, Reindexed, Source, ToGradient, ToRelevance
 from .origins import Origin, follow
+from .parts import Parts, Recipe, follow_parts, moved, of_base, of_view
 from .references import References
-from .tags import Tag, gate_of, origin_of, tag_of, twin_of
+from .tags import Tag, gate_of, origin_of, parts_of, tag_of, twin_of
 from .weights import Weights, is_expanded
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Forward:
         The thread that it runs in.
     normalizes: bool
         Whether softmaxes may be expanded, so that those that are written out have to be known.
+    shared: bool
+        Whether constants were written into memory that other tensors may share, whose tags can be out of date.
     refusal: :py:class:`~zennit_attn.errors.UntrackedTensor` or None
         What code in C++ was refused, which may have gone on all the same, or have made another error of it.
     carrying_tag, constant_tag: :py:class:`~zennit_attn.engine.tags.Tag`
@@ -70,6 +73,7 @@ class Forward:
         self.constant_tag = Tag(self.identity, carries=False)
         self.direct = not (self.assignments.any or self.observed)
         self.normalizes = self._normalizes()
+        self.shared = False
         self.refusal: UntrackedTensor | None = None
         self._last_gate: tuple | None = None
         self._without_grad: tuple | None = None
@@ -94,6 +98,12 @@ class Forward:
         '''Whether a tensor is a gate where it multiplies one that is none.'''
         origin = origin_of(tensor)
         return origin is not None and origin.is_gate
+
+    def mask_of(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        '''Return a mask of the elements of a tensor that carry relevance, or None if all do.'''
+        parts = parts_of(tensor)
+        mask = None if parts is None else parts.mask()
+        return None if mask is None or mask.shape != tensor.shape or bool(mask.all()) else mask
 
     def mark_constant(self, tensor: torch.Tensor) -> torch.Tensor:
         '''Note that a tensor that was written to in place carries no relevance any more, and return it.'''
@@ -130,7 +140,7 @@ class Forward:
                 self.normalizes = self._normalizes()
                 yield
         finally:
-            self.direct, self.normalizes = before
+            self.direct, self.normalizes = before[0] and not self.shared, before[1]
 
     def rule_of(self, kind: Kind) -> tuple[torch.nn.Module | None, Any]:
         '''Return the operator module of the module whose code runs, and the rule that it was given.'''
@@ -188,7 +198,7 @@ class Forward:
     def without_way_back(self, tensor: torch.Tensor) -> torch.Tensor:
         '''Return a tensor, or its values where it is a constant that has kept its way back to the scores.'''
         tag = tag_of(tensor)
-        kept = tag is not None and not tag.carries and tag.part is not None
+        kept = tag is not None and not tag.carries and tag.weighing is not None
         return tensor.detach() if kept else tensor
 
     def to_gradient(self, tensor: torch.Tensor, reference: torch.Tensor | None = None) -> torch.Tensor:
@@ -238,64 +248,133 @@ class Forward:
                 return False
         return True
 
-    def mark(self, output: Any, origin: Origin | None = None, twin: Reindexed | None = None) -> Any:
+    def mark(self, output: Any, origin: Origin | None = None, twin: Reindexed | None = None,
+             recipe: Recipe | None = None) -> Any:
         '''Tag what an operator returned.'''
         if isinstance(output, torch.Tensor):
             if output.requires_grad:
-                self._mark(output, origin, None if twin is None else Moved(twin, 0))
+                self._mark_item(output, origin, twin, recipe, 0)
         elif isinstance(output, (tuple, list)):
             for index, item in enumerate(output):
                 if isinstance(item, torch.Tensor):
                     if item.requires_grad:
-                        self._mark(item, origin, None if twin is None else Moved(twin, index))
+                        self._mark_item(item, origin, twin, recipe, index)
                 else:
                     self.mark(item)
         return output
 
-    def _mark(self, tensor: Any, origin: Origin | None, twin: Callable | None) -> None:
+    def _mark_item(self, tensor: torch.Tensor, origin: Origin | None, twin: Reindexed | None, recipe: Recipe | None,
+                   index: int) -> None:
+        self._mark(tensor, origin, None if twin is None else Moved(twin, index),
+                   None if recipe is None else Parts(recipe, index))
+
+    def mark_mixed(self, output: Any, func: Callable, args: tuple, kwargs: Mapping, operands: list) -> Any:
+        '''Tag what a function returned that moves values and puts constants beside them.'''
+        return self.mark(output, recipe=moved(
+            func, args, kwargs, lambda tensor: any(tensor is operand for operand in operands)))
+
+    def _mark(self, tensor: Any, origin: Origin | None, twin: Callable | None, parts: Parts | None = None) -> None:
         if not torch.is_grad_enabled():
             # A view that is made without gradients claims to require one all the same, but none ever reaches its base.
             tensor.lrp_tag = self.constant_tag
-        elif origin is None and twin is None:
+        elif origin is None and twin is None and parts is None:
             tensor.lrp_tag = self.carrying_tag
         else:
-            tensor.lrp_tag = Tag(self.identity, True, origin, twin, tensor._version)
+            tensor.lrp_tag = Tag(self.identity, True, origin, twin, tensor._version, parts)
 
     def mark_weights(self, output: Any, weights: Weights | None, carries: bool = True) -> None:
         '''Note what tensors are to a softmax that is written out, and whether they carry relevance by themselves.'''
         for tensor in tensors_in(output):
             tag = tag_of(tensor)
             if tensor.requires_grad and not (carries and (tag is None or not tag.carries)):
-                origin, twin = (origin_of(tensor), tag.twin) if carries and tag is not None else (None, None)
-                tensor.lrp_tag = Tag(
-                    self.identity, carries, origin, twin, tensor._version, weights)
+                origin, twin, parts = (origin_of(tensor), tag.twin, parts_of(tensor)) if (
+                    carries and tag is not None) else (None, None, None)
+                tensor.lrp_tag = Tag(self.identity, carries, origin, twin, tensor._version, parts, weights)
 
-    def mark_result(self, call: Call, output: Any, origins: list) -> None:
-        '''Tag what a call returned or wrote to, given the origins of its operands.'''
+    def mark_result(self, call: Call, output: Any, origins: list, states: list, base: bool | Parts) -> None:
+        '''Tag what a call returned or wrote to.
+
+        Parameters
+        ----------
+        call: :py:class:`~zennit_attn.propagation.Call`
+        output: object
+            What it returned.
+        origins, states: list
+            The origins of its operands, and which of their elements carry relevance, before it.
+        base: bool or :py:class:`~zennit_attn.engine.parts.Parts`
+            The same of what the tensor that it writes to is a view of.
+        '''
         if self.references is not None:
             self.references.follow(call, output)
-        origin = follow(call, origins)
+        origin, recipe = follow(call, origins), follow_parts(call, states)
         if output is None or call.inplace:
-            self._mark_target(call, origin)
+            self._mark_target(call, origin, recipe)
+            self._mark_memory(call.args[0], base)
         elif call.operator.kind is not Kind.COMPOSED and not call.carries(output):  # which is tagged by its steps
             moves = call.operator.kind in (Kind.REARRANGE, Kind.SELECT) and not call.accumulates and (
                 call.rule is None or call.rule.moves) and not (
                 any(operand.is_complex() for operand in call.operands))  # of which some are conjugated
             twin = Reindexed(call, call.record) if self.assignments.modules and moves else None
-            self.mark(output, origin, twin)
+            self.mark(output, origin, twin, recipe)
 
-    def _mark_target(self, call: Call, origin: Origin | None) -> None:
+    def _mark_target(self, call: Call, origin: Origin | None, recipe: Recipe | None) -> None:
         target, several = call.args[0], len(call.operands) > 1
         if call.operator.overwrites and not several and call.carries(target):
             self.mark_constant(target)
         elif not self.is_constant(target) or (call.operator.kind is Kind.REARRANGE and several):
-            self.mark(target, origin)
-        self.mark_base(target)
+            self.mark(target, origin, recipe=recipe)
 
     def mark_base(self, view: torch.Tensor) -> None:
         '''Note that what a view belongs to has been written to through it.'''
         if view._base is not None and view._base.requires_grad:
             self.mark(view._base)
+
+    # ---- memory that tensors share -----------------------------------------------------------------------------------
+
+    def state_of(self, tensor: torch.Tensor | None) -> bool | Parts:
+        '''Return whether a tensor carries relevance, or which parts of it do.'''
+        if tensor is None or not tensor.requires_grad:
+            return False
+        return parts_of(tensor) or not self.is_constant(tensor)
+
+    def _mark_memory(self, target: torch.Tensor, before: bool | Parts) -> None:
+        '''Note what a write in place has made of the memory of its target, which others may share.
+
+        `before` is the state of what the target is a view of, before it.
+        '''
+        state, base = self.state_of(target), target._base
+        if base is None:
+            # A view keeps what it is a view of, as the backward pass may too.
+            self._share(state is not True and target._use_count() > 1)  # type: ignore[attr-defined]
+            return
+        if not base.requires_grad:
+            return
+        if state is before is False:
+            self.mark_constant(base)
+        elif state is before is True:
+            self.mark(base)
+        else:
+            self._mark(base, None, None, of_base(target, state, before))
+        self._share(state is not True)
+
+    def _share(self, shared: bool) -> None:
+        if shared:
+            self.shared, self.direct = True, False
+
+    def refresh(self, operands: list[torch.Tensor]) -> None:
+        '''Bring the tags of views up to date with what was written to their bases.'''
+        for view in operands:
+            base, tag = view._base, tag_of(view)
+            if base is None or not base.requires_grad or (tag is not None and tag.forward is not self.identity):
+                continue
+            whole = tag is None or tag is self.carrying_tag or tag is self.constant_tag or tag.version != view._version
+            state = self.state_of(base)
+            if not whole or (state is True and not self.is_constant(view)):
+                continue
+            if state is False:
+                self.mark_constant(view)
+            else:
+                self._mark(view, None, None, None if state is True else of_view(view, state))
 
     def put_in_place(self, target: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
         '''Write what a module has computed in place where everybody sees it who holds its input.'''

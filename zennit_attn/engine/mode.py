@@ -28,7 +28,7 @@ from .memory import guard
 from .module_calls import apply_to_operator
 from .origins import shifts
 from .saved import without_recomputation
-from .tags import are_parts, origin_of, tag_of, weights_of
+from .tags import are_parts, origin_of, weights_of
 from .uncompiled import uncompiled
 from .veil import Veil
 from .weights import plan
@@ -37,6 +37,9 @@ from .weights import plan
 _SWITCHES = frozenset((torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__))
 #: Functions by which code asks for gradients while it runs.
 _GRADIENTS = _SWITCHES | {torch.autograd.grad, torch.Tensor.backward, torch.Tensor.register_hook}
+
+
+_COPY = lookup(torch.Tensor.copy_)
 
 
 class Engine(TorchFunctionMode):
@@ -244,12 +247,14 @@ class Engine(TorchFunctionMode):
             return output
         if forward.direct and operator is not None and len(operands) <= operator.direct and (
                 forward.are_plain(operands)) and not (operator.pairwise and len(operands) == 1 and shifts(args)):
-            return self._run_directly(forward, func, args, kwargs or {}, operands)
+            return self._run_directly(forward, operator, func, args, kwargs or {}, operands, len(tensors))
         return self.dispatch(operator, func, args, kwargs or {}, operands)
 
-    def _run_directly(self, forward, func, args, kwargs, operands):
+    def _run_directly(self, forward, operator, func, args, kwargs, operands, tensors):
         '''The common case without detours: no rules of modules, nobody watches, and autograd is the rule.'''
         output = func(*args, **kwargs)
+        if operator.mixes and not (operator.joins and len(operands) == tensors):
+            return forward.mark_mixed(output, func, args, kwargs, operands)
         if isinstance(output, torch.Tensor):
             # Inside the forward of an autograd function, nothing requires a gradient, and nothing must be tagged.
             if output is not operands[0] and output.requires_grad:
@@ -269,6 +274,8 @@ class Engine(TorchFunctionMode):
         6. What is written into a constant is computed beside it, by the rules, so this comes before them.
         7. The rule runs.
         '''
+        if self.forward.shared:
+            self.forward.refresh(operands)
         self._check_origin(operator, args, operands)
         if self.forward.normalizes and operator is not None and (
                 operator.weighs is not None or are_parts(operands)) and torch.is_grad_enabled():
@@ -288,6 +295,9 @@ class Engine(TorchFunctionMode):
                 return self._run_unknown(operator, func, args, kwargs) if unseen else func(*args, **kwargs)
             if self._fills_parameter(operator, args, operands):
                 return func(*args, **kwargs)
+            view = self._view_of_constant(operator, func, args, kwargs, operands)
+            if view is not None:
+                return view
             args, kwargs = self._detach_constants(operator, args, kwargs)
             operands = [tensor for tensor in tensors_in(args, kwargs) if tensor.requires_grad]
             if not operands:
@@ -332,6 +342,14 @@ class Engine(TorchFunctionMode):
             return tensor.detach() if constant else tensor
         return substitute((args, kwargs), detached)
 
+    def _view_of_constant(self, operator, func, args, kwargs, operands):
+        '''Return a view of a constant that stays one in autograd's eyes too, as it may be written to; or None.'''
+        if operator is None or operator.kind is not Kind.REARRANGE or operator.inplace or operator.mixes or not (
+                torch.is_grad_enabled() and all(self.forward.is_constant(operand) for operand in operands)):
+            return None
+        output = func(*args, **kwargs)
+        return self.forward.mark_constant(output) if isinstance(output, torch.Tensor) and output._is_view() else None
+
     def _fills_parameter(self, operator, args, operands):
         '''Whether a function gives a parameter its values, such as that of a module which is built in a forward.'''
         target = args[0] if operator is not None and operator.inplace and args else None
@@ -361,18 +379,12 @@ class Engine(TorchFunctionMode):
     def _write_into_constant(self, call):
         '''Write into what carries nothing: it stays so, unless what is written carries relevance.'''
         target, *rest = call.args
-        if not any(operand is not target for operand in call.operands):
-            with torch.no_grad():
-                call.run()
-            return target
         with self:
             output = out_of_place(call.func, call.operator.name)(target.detach().clone(), *rest, **call.kwargs)
-        if self.forward.references is not None:
-            self.forward.references.put_in_place(target, output)
-        target.copy_(output)
-        if tag_of(output) is None:
-            return self.forward.mark_constant(target)
-        return self.forward.mark(target, origin_of(output))
+        origin = origin_of(output)
+        self.dispatch(_COPY, torch.Tensor.copy_, (target, output), {}, [
+            tensor for tensor in (target, output) if tensor.requires_grad])
+        return target if origin is None else self.forward.mark(target, origin)
 
     def _plan(self, operator, func, args, kwargs, operands):
         '''How a call runs that may be a part of a softmax which is written out.'''
@@ -444,6 +456,8 @@ class Engine(TorchFunctionMode):
         if forward.references is not None:
             forward.references.begin(call)
         origins = [origin_of(operand) for operand in call.operands]
+        states = [forward.state_of(operand) for operand in call.operands]
+        base = call.inplace and forward.state_of(call.args[0]._base)
         check_memory = guard(call) if call.inplace else None
         module, hook = forward.rule_of(kind)
         if forward.observed:
@@ -459,7 +473,7 @@ class Engine(TorchFunctionMode):
         if forward.observed and kind in PRODUCTS and not call.inplace:
             output = _itself(output)
         if weights is None:
-            forward.mark_result(call, output, origins)
+            forward.mark_result(call, output, origins, states, base)
         else:
             forward.mark_weights(call.args[0] if call.inplace else output, weights, carries=False)
         record = call.released() if forward.observed else None

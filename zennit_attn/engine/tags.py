@@ -8,6 +8,7 @@ import torch
 
 if TYPE_CHECKING:
     from .origins import Origin
+    from .parts import Parts
     from .weights import Weights
 
 
@@ -25,21 +26,24 @@ class Tag:
     twin: callable or None
         Returns the same values in the relevance domain, or None.
     version: int
-        The version of the tensor that all of these hold for: a write in place ends them.
-    part: :py:class:`~zennit_attn.engine.weights.Weights` or None
+        The version of the tensor that origin, twin, parts and weighing hold for: a write in place ends them.
+    parts: :py:class:`~zennit_attn.engine.parts.Parts` or None
+        Which of its elements carry relevance, if some may not.
+    weighing: :py:class:`~zennit_attn.engine.weights.Weights` or None
         What it is to a softmax that is written out.
     '''
-    __slots__ = ('forward', 'carries', 'origin', 'twin', 'version', 'part')
+    __slots__ = ('forward', 'carries', 'origin', 'twin', 'version', 'parts', 'weighing')
 
     def __init__(self, forward: object, carries: bool = True, origin: Origin | None = None,
                  twin: Callable[[], torch.Tensor | None] | None = None, version: int = 0,
-                 part: Weights | None = None):
+                 parts: Parts | None = None, weighing: Weights | None = None):
         self.forward = forward
         self.carries = carries
         self.origin = origin
         self.twin = twin
         self.version = version
-        self.part = part
+        self.parts = parts
+        self.weighing = weighing
 
 
 def tag_of(tensor: torch.Tensor) -> Tag | None:
@@ -56,16 +60,22 @@ def origin_of(tensor: torch.Tensor) -> Origin | None:
 def weights_of(tensor: torch.Tensor) -> Weights | None:
     '''Return what a tensor is to a softmax that is written out, or None.'''
     tag = tag_of(tensor)
-    return tag.part if tag is not None and tag.version == tensor._version else None
+    return tag.weighing if tag is not None and tag.version == tensor._version else None
 
 
 def are_parts(tensors: list[torch.Tensor]) -> bool:
     '''Whether one of some tensors may be a part of a softmax that is written out. A cheap look, for every call.'''
     for tensor in tensors:  # noqa: SIM110 - a generator for any() would take longer
         tag = getattr(tensor, 'lrp_tag', None)
-        if tag is not None and tag.part is not None:
+        if tag is not None and tag.weighing is not None:
             return True
     return False
+
+
+def parts_of(tensor: torch.Tensor) -> Parts | None:
+    '''Return which elements of a tensor carry relevance, or None if all may.'''
+    tag = tag_of(tensor)
+    return tag.parts if tag is not None and tag.version == tensor._version else None
 
 
 def gate_of(output: object) -> tuple[str, str, str] | None:

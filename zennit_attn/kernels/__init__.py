@@ -6,6 +6,7 @@ from .delta import delta_rule, delta_rule_values
 from .gamma import GammaLinear, LinearMap, gamma_gradient
 from .linear import ConstantConvolution, ConstantLinear
 from .normalization import batch_norm, group_norm, instance_norm, layer_norm, per_channel, rms_norm
+from .outputs import InPlaceOf
 from .recurrent import gated_delta_rule, gated_linear_attention
 from .secants import (
     along_path,
@@ -21,7 +22,7 @@ from .secants import (
 )
 
 __all__ = [
-    'ConstantAttention', 'ConstantConvolution', 'ConstantLinear', 'GammaLinear', 'LinearMap', 'Scale',
+    'ConstantAttention', 'ConstantConvolution', 'ConstantLinear', 'GammaLinear', 'InPlaceOf', 'LinearMap', 'Scale',
     'SecantAttention', 'along_path', 'backends', 'batch_norm', 'between_picks', 'blank_rows', 'causal_dot_product',
     'causal_dot_product_values', 'delta_rule', 'delta_rule_values', 'gamma_gradient', 'gated_delta_rule',
     'gated_linear_attention', 'group_norm', 'instance_norm', 'layer_norm', 'log_ratio_of_softmax', 'logarithmic_mean',

@@ -72,9 +72,12 @@ op(torch.Tensor.requires_grad.__set__, Kind.PLAIN)
 # moving and picking values
 
 op('''
-   cat concat concatenate stack hstack vstack dstack column_stack row_stack block_diag masked_fill masked_scatter
-   index_fill pad constant_pad_nd select_scatter slice_scatter diagonal_scatter fill_diagonal complex unfold
-   as_strided_scatter pad_sequence im2col
+   cat concat concatenate stack hstack vstack dstack column_stack row_stack complex select_scatter slice_scatter
+   diagonal_scatter as_strided_scatter
+   ''', Kind.REARRANGE, affine=True, joins=True)
+op('''
+   block_diag masked_fill masked_scatter index_fill pad constant_pad_nd fill_diagonal unfold pad_sequence im2col tril
+   triu diag_embed diagflat
    ''', Kind.REARRANGE, affine=True)
 op('where', Kind.REARRANGE, 'condition input other', affine=True)
 op('copy fill zero', Kind.REARRANGE, affine=True, overwrites=True)

@@ -97,6 +97,8 @@ class Operator:
         Of a product: over the entries of a dimension, or of each prefix of it.
     writes: :py:class:`Writes` or None
         Of what writes values to places that tensors of integers name.
+    joins: bool
+        Of what moves values: whether it puts tensors beside each other and nothing else, so that constants are tensors.
     overwrites: bool
         Whether it puts what is given in the place of all that its first argument held.
     bounds: bool
@@ -143,6 +145,8 @@ class Operator:
         The positions of operands that make it no single operator: it is decomposed if one of them carries relevance.
     direct: int
         How many operands may carry relevance for plain autograd to be the rule. Follows from the other facts.
+    mixes: bool
+        Whether it may put constants beside what carries relevance. Follows from the other facts.
     '''
     name: str
     kind: Kind
@@ -157,6 +161,7 @@ class Operator:
     scales: bool = False
     over: str | None = None
     writes: Writes | None = None
+    joins: bool = False
     overwrites: bool = False
     bounds: bool = False
     clamps: bool = False
@@ -179,11 +184,13 @@ class Operator:
     decomposition: Callable[..., Any] | None = None
     decomposed_by: Sequence[int] = ()
     direct: int = field(init=False, default=0)
+    mixes: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         if self.factors is BY_KIND:
             object.__setattr__(self, 'factors', ALL if self.kind in PRODUCTS else ())
         object.__setattr__(self, 'direct', self._operands_for_autograd())
+        object.__setattr__(self, 'mixes', self.kind is Kind.REARRANGE and self.affine)
 
     def _operands_for_autograd(self) -> int:
         if self.inplace or self.writes or self.trains or self.decomposed_by or self.clamps or (

@@ -30,14 +30,14 @@ WORDS = {
     Kind.REARRANGE: '''
         T H mT mH adjoint alias_copy as_strided as_strided_copy atleast_1d atleast_2d atleast_3d bfloat16
         broadcast_tensors broadcast_to cartesian_prod cdouble cfloat chalf channel_shuffle chunk clone conj
-        conj_physical contiguous cpu cuda diag diag_embed diagflat diagonal diagonal_copy double dsplit
+        conj_physical contiguous cpu cuda diag diagonal diagonal_copy double dsplit
         embedding expand expand_copy flatten flip fliplr flipud float gather getitem half hsplit imag
         index_select masked_select meshgrid moveaxis movedim narrow narrow_copy native_channel_shuffle
         pack_padded_sequence permute
         permute_copy pin_memory pixel_shuffle pixel_unshuffle positive ravel real repeat repeat_interleave
         reshape resolve_conj resolve_neg reversed roll rot90 select select_copy slice_copy split
         split_copy split_with_sizes split_with_sizes_copy squeeze squeeze_copy swapaxes swapdims t t_copy take
-        take_along_dim tensor_split tile to transpose transpose_copy tril triu type unbind unbind_copy
+        take_along_dim tensor_split tile to transpose transpose_copy type unbind unbind_copy
         unflatten unfold_copy unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze unsqueeze_copy view
         view_as_complex view_as_real view_copy vsplit ifftshift fftshift combinations
         view_as_complex_copy view_as_real_copy unsafe_view alias lift_fresh_copy to_copy slice ipu mtia

@@ -12,7 +12,7 @@ from .kinds import PRODUCTS, Kind, Operator
 from .names import WORDS
 
 #: What :py:func:`register_operator` may be told of a function, beside its kind.
-FACTS = tuple(field.name for field in fields(Operator) if field.name not in ('name', 'kind', 'direct'))
+FACTS = tuple(field.name for field in fields(Operator) if field.name not in ('name', 'kind', 'direct', 'mixes'))
 
 _BY_NAME = {name: facts for names, facts in ROWS for name in names if isinstance(name, str)}
 _BY_FUNCTION = {name: facts for names, facts in ROWS for name in names if callable(name)}

@@ -28,6 +28,9 @@ class Running(Protocol):
     def is_gate(self, tensor: torch.Tensor) -> bool:
         '''Whether a tensor is a gate where it multiplies one that is none.'''
 
+    def mask_of(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        '''Return a mask of the elements of a tensor that carry relevance, or None if all do.'''
+
     def mark_constant(self, tensor: torch.Tensor) -> torch.Tensor:
         '''Note that a tensor that was written to in place carries no relevance any more, and return it.'''
 

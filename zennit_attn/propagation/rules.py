@@ -4,6 +4,7 @@ With ``R_x = x * g_x``, what flows backward here is ``g``. Every rule below runs
 backward pass is the rule: plain autograd is LRP-0 for whatever is linear, products divide by the number of their
 factors, gates are constants, activations scale by ``y / x``.
 '''
+import itertools
 from collections.abc import Callable
 from numbers import Real
 
@@ -11,12 +12,12 @@ import torch
 from torch.nn import functional
 
 from ..errors import UnsupportedModule, UnsupportedOperator
-from ..kernels import ConstantAttention, ConstantConvolution, ConstantLinear, Scale, slope_at_zero
+from ..kernels import ConstantAttention, ConstantConvolution, ConstantLinear, InPlaceOf, Scale, slope_at_zero
 from ..operators import Kind, out_of_place
 from ..operators.decompositions import Unwritten, visible
 from ..trees import is_plain, substitute, tensors_in
 from .constants import added, is_number, nothing, replaced
-from .rule import rule
+from .rule import Absorbed, rule
 
 
 def scaled(tensor, divisor):
@@ -96,7 +97,12 @@ def rearrange(call):
     return call.run()
 
 
-@rule('Constant', left_over=nothing)
+def _overwritten(call, output, place=0):
+    '''A gate in place is a constant in what the tensor that it was written to is a view of, or has views of.'''
+    return Absorbed(output) if call.inplace else None
+
+
+@rule('Constant', left_over=_overwritten)
 def constant(call):
     '''View the result as a constant: its backward pass is never run.'''
     with torch.no_grad():
@@ -120,6 +126,11 @@ def uniform(call, args=None):
     if len(factors) < 2:
         return proportional(call, args)
     gates = [tensor for tensor in factors if call.forward.is_gate(tensor)]
+    masks = [call.forward.mask_of(tensor) for tensor in factors]
+    if _contracts(call):
+        masks = [None if mask is None or mask.any() else mask for mask in masks]
+    if any(mask is not None for mask in masks):
+        return in_parts(call, arguments, factors, gates, masks)
     gates = gates if len(gates) < len(factors) else []
     divisor = len(factors) - len(gates)
 
@@ -132,6 +143,60 @@ def uniform(call, args=None):
     arguments = tuple(substitute(arg, factor) if position in positions else arg
                       for position, arg in enumerate(arguments))
     return _run(call, arguments) if divisor > 1 else proportional(call, arguments)
+
+
+def _contracts(call):
+    '''Whether a product sums up, so that an element of the result may have factors of both sorts.
+
+    There, only a factor without any element that carries relevance is known to be none. A constant that went through a
+    layer is not told from what carries, and so keys of a cache must not be told from such that are computed again.
+    '''
+    name, equation = call.operator.name, call.args[0]
+    if call.operator.kind is Kind.MULTIPLY or name in ('outer', 'ger', 'kron', 'addr'):
+        return False
+    if name != 'einsum' or not isinstance(equation, str) or '->' not in equation:
+        return True
+    inputs, output = equation.replace(' ', '').split('->')
+    return not set(inputs) - {','} <= set(output)
+
+
+@rule('Uniform', left_over=added)
+def in_parts(call, arguments, factors, gates, masks):
+    '''The uniform rule where some elements of factors are constants, which are no factors: a sum of products.
+
+    Each factor is the sum of what carries relevance and of what does not. Of the products of these, each is shared by
+    those of its factors that carry relevance, but for gates beside others, or by all of them if none does.
+    '''
+    positions, total = call.operator.factors, None
+    weighing = [any(tensor is gate for gate in gates) for tensor in factors]
+    choices = [(True,) if mask is None else (True, False) if mask.any() else (False,) for mask in masks]
+    for chosen in itertools.product(*choices):
+        carrying = chosen if any(chosen) else (True,) * len(chosen)
+        values = [carries and not weighs for carries, weighs in zip(carrying, weighing, strict=True)]
+        shares = values if any(values) else carrying
+        factor = iter([_part(tensor, mask, carries, shares_in, sum(shares)) for tensor, mask, carries, shares_in in zip(
+            factors, masks, chosen, shares, strict=True)])
+
+        def part(tensor, factor=factor):
+            return next(factor) if call.carries(tensor) else tensor
+        terms = tuple(substitute(arg, part) if position in positions else _once(arg, total is None)
+                      for position, arg in enumerate(arguments))
+        term = call.run_out_of_place(terms)
+        total = term if total is None else total + term
+    plain = tuple(substitute(arg, torch.Tensor.detach) for arg in arguments)
+    return call.write_back(InPlaceOf.apply(total, lambda: call.run_out_of_place(plain)))
+
+
+def _part(tensor, mask, carries, shares, count):
+    '''The elements of a factor that carry relevance, or the others, with its share of what arrives.'''
+    zero = torch.zeros((), dtype=tensor.dtype, device=tensor.device)
+    own = tensor.clone() if mask is None else torch.where(mask if carries else ~mask, tensor, zero)
+    return scaled(own, count) if shares else own.detach()
+
+
+def _once(arg, first):
+    '''What is added to a product, and so counts in the first of several only.'''
+    return arg if first else substitute(arg, torch.Tensor.detach)
 
 
 def steered(call):

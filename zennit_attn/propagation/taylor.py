@@ -53,11 +53,17 @@ def taylor_softmax(call):
         return call.run((_without_blanks(call.args[0], call), *call.args[1:]))
     if call.operator.decomposition is None:
         return attention(call)
-    if call.forward.observed:
+    if call.forward.observed or any(_weighs(call, operand) for operand in call.operands):
         return decomposed(call, {Kind.SOFTMAX: taylor_softmax})
     operands = [scaled(arg, divisor) if call.carries(arg) else arg
                 for arg, divisor in zip(call.args[:4], _attention_shares(call), strict=False)]
     return call.func(*operands, *call.args[4:], **call.kwargs)
+
+
+def _weighs(call, operand):
+    '''Whether an operand of fused attention is a gate, or a constant as a whole, so that shares are not even.'''
+    mask = call.forward.mask_of(operand)
+    return call.forward.is_gate(operand) or (mask is not None and not mask.any())
 
 
 def _attention_shares(call):

@@ -109,6 +109,12 @@ def buffered(x):
     return weights
 
 
+def in_place_by_column(x):
+    for index in range(12):
+        x[..., index].exp_()
+    return x
+
+
 def shifted_plus_one(x, top):
     weights = (x - top).exp()
     return weights / ((-top).exp() + weights.sum(-1, keepdim=True))
@@ -151,6 +157,7 @@ SPELLINGS = {
         ('all in place', lambda m, x: all_in_place(x.clone()) * m.v(x)),
         ('element by element', lambda m, x: by_element(x) * m.v(x)),
         ('written to a buffer', lambda m, x: over_sum(buffered(x)) * m.v(x)),
+        ('exponentials of views in place', lambda m, x: over_sum(in_place_by_column(x.clone())) * m.v(x)),
         ('matrix of ones', lambda m, x: x.exp() / (x.exp() @ torch.ones(12, 1).to(x)) * m.v(x)),
         ('linear', lambda m, x: x.exp() / F.linear(x.exp(), torch.ones(1, 12).to(x)) * m.v(x)),
         ('einsum', lambda m, x: torch.einsum('bnd,bn->bnd', x.exp(), 1 / x.exp().sum(-1)) * m.v(x)),

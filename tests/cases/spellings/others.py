@@ -20,11 +20,13 @@ GROUPS = (
         Meant is `softmax`. Under `CPLRP` any spelling is a constant, and the maps are equal. `AttnLRP` and `AttnTaylor`
         expand a softmax as a whole, and find it where exponentials are divided by a sum of such
         ([Taylor expansions](taylor.md)). A denominator that was multiplied with values, as one of their columns, is not
-        seen to be a sum of exponentials. Where blocks with a softmax each are merged by another one, these are two
-        softmaxes, and two products that share. A softmax of two is a sigmoid, which is a gate.
+        seen to be a sum of exponentials, and exponentials of views in place are constants. Where blocks with a softmax
+        each are merged by another one, these are two softmaxes, and two products that share. A softmax of two is a
+        sigmoid, which is a gate.
         ''', {
             'attention': {'ones beside values': 'AttnLRP AttnTaylor', 'blocks merged': 'AttnLRP'},
             'mix by a gate': {'softmax': 'AttnLRP'},
+            'softmax, written out': {'exponentials of views in place': 'AttnLRP AttnTaylor'},
         }),
     Group('A softmax on the stream', '''
         Meant is `log_softmax`, which is of the kind of a softmax: a constant under `CPLRP`, an expansion under
