@@ -4,10 +4,11 @@ import torch
 
 from cases.problems import PROBLEMS, build
 from helpers import assert_closed, explain, one_hot, relative, stock
-from zennit_attn.composites import CPLRP, AttnLRP, AttnLRPGamma, AttnTaylor
+from zennit_attn.composites import CPLRP, AttnLRP, AttnLRPGamma, AttnTaylor, Difference
 from zennit_attn.conservation import audit
 
-COMPOSITES = {'cp_lrp': CPLRP, 'attn_lrp': AttnLRP, 'gammas': AttnLRPGamma, 'taylor': AttnTaylor, 'stock': stock}
+COMPOSITES = {'cp_lrp': CPLRP, 'attn_lrp': AttnLRP, 'gammas': AttnLRPGamma, 'taylor': AttnTaylor,
+              'difference': Difference, 'stock': stock}
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')]
 
 
