@@ -55,6 +55,8 @@ class Forward:
         Whether softmaxes may be expanded, so that those that are written out have to be known.
     shared: bool
         Whether constants were written into memory that other tensors may share, whose tags can be out of date.
+    parted: bool
+        Whether there are tensors of which some elements are constants.
     refusal: :py:class:`~zennit_attn.errors.UntrackedTensor` or None
         What code in C++ was refused, which may have gone on all the same, or have made another error of it.
     carrying_tag, constant_tag: :py:class:`~zennit_attn.engine.tags.Tag`
@@ -74,6 +76,7 @@ class Forward:
         self.direct = not (self.assignments.any or self.observed)
         self.normalizes = self._normalizes()
         self.shared = False
+        self.parted = False
         self.refusal: UntrackedTensor | None = None
         self._last_gate: tuple | None = None
         self._without_grad: tuple | None = None
@@ -253,20 +256,17 @@ class Forward:
         '''Tag what an operator returned.'''
         if isinstance(output, torch.Tensor):
             if output.requires_grad:
-                self._mark_item(output, origin, twin, recipe, 0)
+                self._mark(output, origin, None if twin is None else Moved(twin, 0),
+                           None if recipe is None else Parts(recipe))
         elif isinstance(output, (tuple, list)):
             for index, item in enumerate(output):
                 if isinstance(item, torch.Tensor):
                     if item.requires_grad:
-                        self._mark_item(item, origin, twin, recipe, index)
+                        self._mark(item, origin, None if twin is None else Moved(twin, index),
+                                   None if recipe is None else Parts(recipe, index))
                 else:
                     self.mark(item)
         return output
-
-    def _mark_item(self, tensor: torch.Tensor, origin: Origin | None, twin: Reindexed | None, recipe: Recipe | None,
-                   index: int) -> None:
-        self._mark(tensor, origin, None if twin is None else Moved(twin, index),
-                   None if recipe is None else Parts(recipe, index))
 
     def mark_mixed(self, output: Any, func: Callable, args: tuple, kwargs: Mapping, operands: list) -> Any:
         '''Tag what a function returned that moves values and puts constants beside them.'''
@@ -280,6 +280,7 @@ class Forward:
         elif origin is None and twin is None and parts is None:
             tensor.lrp_tag = self.carrying_tag
         else:
+            self.parted = self.parted or parts is not None
             tensor.lrp_tag = Tag(self.identity, True, origin, twin, tensor._version, parts)
 
     def mark_weights(self, output: Any, weights: Weights | None, carries: bool = True) -> None:
@@ -291,7 +292,7 @@ class Forward:
                     carries and tag is not None) else (None, None, None)
                 tensor.lrp_tag = Tag(self.identity, carries, origin, twin, tensor._version, parts, weights)
 
-    def mark_result(self, call: Call, output: Any, origins: list, states: list, base: bool | Parts) -> None:
+    def mark_result(self, call: Call, output: Any, origins: list, states: list | None, base: bool | Parts) -> None:
         '''Tag what a call returned or wrote to.
 
         Parameters
@@ -300,13 +301,14 @@ class Forward:
         output: object
             What it returned.
         origins, states: list
-            The origins of its operands, and which of their elements carry relevance, before it.
+            The origins of its operands, and which of their elements carry relevance, before it. No states if all do.
         base: bool or :py:class:`~zennit_attn.engine.parts.Parts`
             The same of what the tensor that it writes to is a view of.
         '''
         if self.references is not None:
             self.references.follow(call, output)
-        origin, recipe = follow(call, origins), follow_parts(call, states)
+        origin = follow(call, origins)
+        recipe = None if states is None and not call.operator.mixes else follow_parts(call, states)
         if output is None or call.inplace:
             self._mark_target(call, origin, recipe)
             self._mark_memory(call.args[0], base)

@@ -262,7 +262,7 @@ class Engine(TorchFunctionMode):
             return output
         return forward.mark(output)
 
-    def dispatch(self, operator, func, args, kwargs, operands):
+    def dispatch(self, operator, func, args, kwargs, operands, plans=True):
         '''Run a function on operands that carry relevance: the steps, in an order that matters.
 
         1. Where operands come from is checked first, because nothing can be said of a tensor from elsewhere.
@@ -277,18 +277,9 @@ class Engine(TorchFunctionMode):
         if self.forward.shared:
             self.forward.refresh(operands)
         self._check_origin(operator, args, operands)
-        if self.forward.normalizes and operator is not None and (
+        if self.forward.normalizes and plans and operator is not None and (
                 operator.weighs is not None or are_parts(operands)) and torch.is_grad_enabled():
-            planned, call = self._plan(operator, func, args, kwargs, operands)
-            if planned is not None and planned.how != 'plain':
-                return self._run_planned(planned, call)
-            if planned is not None:
-                output = self._dispatch_checked(operator, func, args, kwargs, operands)
-                self.forward.mark_weights(call.args[0] if call.inplace else output, planned.part)
-                return output
-        return self._dispatch_checked(operator, func, args, kwargs, operands)
-
-    def _dispatch_checked(self, operator, func, args, kwargs, operands):
+            return self._dispatch_planned(operator, func, args, kwargs, operands)
         if any(self._is_constant(operand) for operand in operands):
             if operator is not None and operator.name.endswith('__set__'):
                 unseen = operator.name == UNSEEN_WRITE
@@ -386,6 +377,16 @@ class Engine(TorchFunctionMode):
             tensor for tensor in (target, output) if tensor.requires_grad])
         return target if origin is None else self.forward.mark(target, origin)
 
+    def _dispatch_planned(self, operator, func, args, kwargs, operands):
+        '''Run what may be a part of a softmax that is written out.'''
+        planned, call = self._plan(operator, func, args, kwargs, operands)
+        if planned is not None and planned.how != 'plain':
+            return self._run_planned(planned, call)
+        output = self.dispatch(operator, func, args, kwargs, operands, plans=False)
+        if planned is not None:
+            self.forward.mark_weights(call.args[0] if call.inplace else output, planned.part)
+        return output
+
     def _plan(self, operator, func, args, kwargs, operands):
         '''How a call runs that may be a part of a softmax which is written out.'''
         forward = self.forward
@@ -456,7 +457,7 @@ class Engine(TorchFunctionMode):
         if forward.references is not None:
             forward.references.begin(call)
         origins = [origin_of(operand) for operand in call.operands]
-        states = [forward.state_of(operand) for operand in call.operands]
+        states = [forward.state_of(operand) for operand in call.operands] if forward.parted or call.inplace else None
         base = call.inplace and forward.state_of(call.args[0]._base)
         check_memory = guard(call) if call.inplace else None
         module, hook = forward.rule_of(kind)

@@ -148,15 +148,16 @@ def moved(func: Callable, args: tuple, kwargs: Mapping, carries: Callable[[torch
     return Recipe(func, args, kwargs, inplace)
 
 
-def follow_parts(call: Call, states: list) -> Recipe | None:
+def follow_parts(call: Call, states: list | None) -> Recipe | None:
     '''Return how to find the parts of what a call returns or writes to.
 
     Parameters
     ----------
     call: :py:class:`~zennit_attn.propagation.Call`
-    states: list of bool or :py:class:`Parts`
-        Whether each of its operands carried relevance before it, or which parts of it did.
+    states: list of bool or :py:class:`Parts`, or None
+        Whether each of its operands carried relevance before it, or which parts of it did. None if all did.
     '''
+    states = [True] * len(call.operands) if states is None else states
     operator, known = call.operator, any(state is not True for state in states)
     if operator.kind is Kind.REARRANGE and (known or _places_constants(call)):
         if call.accumulates or operator.name.startswith('as_strided'):

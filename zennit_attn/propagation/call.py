@@ -19,6 +19,8 @@ class Running(Protocol):
     '''The forward that runs, as rules see it: nothing else of the engine is theirs.'''
     #: Whether somebody watches, to whom fused functions have to be shown step by step.
     observed: bool
+    #: Whether there are tensors of which some elements are constants.
+    parted: bool
     #: What tensors are for the reference, if relevance is that of differences.
     references: Any
 

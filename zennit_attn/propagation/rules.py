@@ -126,10 +126,8 @@ def uniform(call, args=None):
     if len(factors) < 2:
         return proportional(call, args)
     gates = [tensor for tensor in factors if call.forward.is_gate(tensor)]
-    masks = [call.forward.mask_of(tensor) for tensor in factors]
-    if _contracts(call):
-        masks = [None if mask is None or mask.any() else mask for mask in masks]
-    if any(mask is not None for mask in masks):
+    masks = _masks(call, factors) if call.forward.parted else None
+    if masks is not None:
         return in_parts(call, arguments, factors, gates, masks)
     gates = gates if len(gates) < len(factors) else []
     divisor = len(factors) - len(gates)
@@ -143,6 +141,16 @@ def uniform(call, args=None):
     arguments = tuple(substitute(arg, factor) if position in positions else arg
                       for position, arg in enumerate(arguments))
     return _run(call, arguments) if divisor > 1 else proportional(call, arguments)
+
+
+def _masks(call, factors):
+    '''For each factor which of its elements are factors, or None for all; None if all are of all.'''
+    masks = [call.forward.mask_of(tensor) for tensor in factors]
+    if all(mask is None for mask in masks):
+        return None
+    if _contracts(call):
+        masks = [None if mask is None or mask.any() else mask for mask in masks]
+    return None if all(mask is None for mask in masks) else masks
 
 
 def _contracts(call):
