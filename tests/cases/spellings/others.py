@@ -5,6 +5,8 @@ with the composites under which they differ.
 '''
 from typing import NamedTuple
 
+from versions import TORCH, release
+
 ALL, CONSERVING, EXPANDED = 'CPLRP AttnLRP AttnTaylor', 'CPLRP AttnLRP', 'AttnTaylor'
 
 
@@ -113,6 +115,10 @@ OTHER_MAPS = {(function, spelling, composite): group.title for group in GROUPS
               for function, spellings in group.spellings.items()
               for spelling, composites in spellings.items() for composite in composites.split()}
 
+#: An older torch takes views of what an index is assigned to.
+WRITTEN_TO_VIEWS = {} if release('2.8') <= TORCH else {
+    'attention with a mask': {'exp filled in place': 'AttnLRP AttnTaylor'}}
+
 #: Graphs of ATen whose map is not that of their code: they have other operators, which are spellings.
 OTHER_GRAPHS = {
     (function, spelling, composite): why for why, functions in {
@@ -124,7 +130,8 @@ OTHER_GRAPHS = {
             'linear attention of softmaxes': {'einsum': 'AttnLRP'}},
         'the fused kernel is written out there': {'delta rule': {'kernel': 'AttnLRP'}},
         'exponentials are written to views of a buffer there, and are not followed through them': {
-            'softmax, written out': {'written to a buffer': 'AttnLRP AttnTaylor'}},
+            'softmax, written out': {'written to a buffer': 'AttnLRP AttnTaylor'},
+            **WRITTEN_TO_VIEWS},
     }.items() for function, spellings in functions.items()
     for spelling, composites in spellings.items() for composite in composites.split()}
 
