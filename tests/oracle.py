@@ -66,6 +66,9 @@ GATES = '''
 '''.split()
 SOFTMAXES = ('_softmax', '_safe_softmax', '_log_softmax')
 EXPONENTIALS = ('exp', 'exp2')
+#: Gates that are a function of each element, and those of them that stay finite.
+ELEMENTWISE = ('exp', 'exp2', 'sigmoid', 'softplus', 'cos', 'hardsigmoid', 'log', 'pow')
+BETWEEN = ('sigmoid', 'hardsigmoid')
 NORMS = ('native_layer_norm', 'native_group_norm', 'native_batch_norm', '_native_batch_norm_legit')
 SUMS = ('add', 'sub', 'rsub')
 REINDEX = LINEAR[:LINEAR.index('max')]
@@ -313,7 +316,7 @@ class Replica:
     def __init__(self, graph, input, softmax='constant'):
         self.graph, self.softmax = graph, softmax
         self.values, self.carrying, self.moved, self.made_of, self.parts = {}, set(), set(), {}, {}
-        self.weighing, self.whole = {}, {}
+        self.weighing, self.whole, self.gates, self.vanishing = {}, {}, {}, {}
         with torch.no_grad():
             for node in graph.graph.nodes:
                 self.run(node, input)
@@ -331,7 +334,8 @@ class Replica:
         elif node.op == 'call_function':
             args, kwargs = self.fetch(node)
             self.values[node] = self.call(node.target, args, kwargs)
-            if self.softmax == 'taylor':
+            self.follow_gates(node)
+            if self.softmax == 'taylor' and node not in self.vanishing:
                 self.weigh(node)
             if self.carries(node):
                 self.carrying.add(node)
@@ -410,7 +414,7 @@ class Replica:
         return node.op == 'call_function' and node.target is torch.ops.replica.ruled.default
 
     def carries(self, node):
-        if node in self.whole:
+        if node in self.whole or node in self.vanishing:
             return True
         if not any(arg in self.carrying for arg in node.all_input_nodes):
             return False
@@ -438,6 +442,41 @@ class Replica:
         if not any(name in names for names in known):
             raise NotImplementedError(f'the replica has no rule for {node.target}')
         return self.is_float(node)
+
+    def follow_gates(self, node):
+        '''Which tensor a constant is a function of, element by element, and where a sum of such vanishes with it.'''
+        if self.is_ruled(node) or node.target.__module__ == '_operator':
+            return
+        name, value = name_of(node), self.values[node]
+        tensors = list(dict.fromkeys(node.all_input_nodes))
+        carrying = [arg for arg in tensors if arg in self.carrying]
+        if name in ELEMENTWISE and len(tensors) == len(carrying) == 1 and not node.kwargs:
+            if name != 'pow' or not self.carries(node):
+                self.gates[node] = carrying[0]
+        elif carrying and (name in PRODUCTS or name == 'div'):
+            for arg in tensors:
+                self.gates.pop(arg, None)
+        elif tensors and not carrying and name in (*SUMS, 'mul', 'div', 'neg'):
+            sources = {self.gates.get(arg) for arg in tensors if arg in self.gates or self.values[arg].ndim}
+            if len(sources) == 1 and None not in sources and not node.kwargs:
+                source, = sources
+                if name in SUMS and abs(float(self.of(node, source, torch.zeros(()).double()))) <= 1e-12:
+                    self.vanishing[node] = source
+                elif value.shape == self.values[source].shape:
+                    self.gates[node] = source
+
+    def of(self, node, source, value):
+        '''What the functions that made ``node`` of ``source`` make of another value.'''
+        if node is source:
+            return value
+        args, kwargs = self.fetch(
+            node, lambda arg, own: self.of(arg, source, value) if arg in self.gates or arg is source else own)
+        return self.call(node.target, args, kwargs)
+
+    def is_bounded(self, node, source):
+        '''Whether all gates that a node is made of stay finite.'''
+        inner = [arg for arg in node.all_input_nodes if arg in self.gates or arg is source]
+        return all(name_of(node) in BETWEEN if arg is source else self.is_bounded(arg, source) for arg in inner)
 
     def weigh(self, node):
         '''What a node is in a softmax that is written out, and whether it is the last step of one.
@@ -509,6 +548,11 @@ class Replica:
 
     def trace_back(self, node):
         '''The activation that ``node`` is, if only moved, scaled, shifted, summed since; what it is at 0.'''
+        if node in self.vanishing:
+            source = self.vanishing[node]
+            made = self.made_of.get(source, (None, 0.))
+            zero = float(self.of(node, source, torch.tensor(made[1]).double())) if made[1] else 0.
+            return 'tanh' if self.is_bounded(node, source) else 'expm1', zero
         parts = [arg for arg in node.all_input_nodes if arg in self.carrying]
         parts = [node.args[0]] if self.is_kind(node, ('div',)) and node.args[0] in self.carrying else parts
         known = [self.made_of[arg] for arg in parts if arg in self.made_of]
@@ -629,6 +673,8 @@ class Replica:
         if node.target.__module__ == '_operator':
             return [(node.args[0], {node.args[1]: grad})]
         name = name_of(node)
+        if node in self.vanishing:
+            return self.pull_vanishing(node, grad)
         if node in self.whole:
             return self.pull_whole(node, grad / self.whole[node])
         if name in ACTIVATIONS or self.is_two_sided(node):
@@ -739,6 +785,16 @@ class Replica:
         (_, slope), = self.pull_linear(node, torch.ones_like(y))
         ratio = y / torch.where(x == 0, torch.ones_like(x), x.conj())
         return [(arg, grad * torch.where(x == 0, slope, ratio))]
+
+    def pull_vanishing(self, node, grad):
+        '''The same for gates less what they are at zero.'''
+        source = self.vanishing[node]
+        x = self.values[source].detach().clone().requires_grad_()
+        with torch.enable_grad():
+            y = self.of(node, source, x)
+        slope, = torch.autograd.grad(y.sum(), x)
+        x, y = x.detach(), y.detach()
+        return [(source, grad * torch.where(x == 0, slope, y / torch.where(x == 0, torch.ones_like(x), x)))]
 
     def pull_glu(self, node, grad):
         '''``a sigmoid(b)``: the sigmoid is a gate.'''

@@ -13,7 +13,7 @@ from ..errors import NoRelevance, UnsupportedOperator, UnsupportedRule, Untracke
 from ..operators import Kind
 from ..propagation import Call
 from ..trees import leaves, rebuilt, tensors_in, tensors_of
-from . import messages
+from . import messages, vanishing
 from .assignments import Assignments
 from .domains import Moved, Reindexed, Source, ToGradient, ToRelevance
 from .origins import Origin, follow
@@ -57,6 +57,8 @@ class Forward:
         Whether constants were written into memory that other tensors may share, whose tags can be out of date.
     parted: bool
         Whether there are tensors of which some elements are constants.
+    makes: bool
+        Whether there are constants of which it is known what they were made of.
     refusal: :py:class:`~zennit_attn.errors.UntrackedTensor` or None
         What code in C++ was refused, which may have gone on all the same, or have made another error of it.
     carrying_tag, constant_tag: :py:class:`~zennit_attn.engine.tags.Tag`
@@ -77,6 +79,7 @@ class Forward:
         self.normalizes = self._normalizes()
         self.shared = False
         self.parted = False
+        self.makes = False
         self.refusal: UntrackedTensor | None = None
         self._last_gate: tuple | None = None
         self._without_grad: tuple | None = None
@@ -120,6 +123,7 @@ class Forward:
         target = call.args[0] if call.inplace and call.args[0].requires_grad else output
         if isinstance(target, torch.Tensor):
             target.lrp_gate = self._last_gate  # type: ignore[attr-defined]
+        self.makes = vanishing.note(call, output) or self.makes
 
     def note_without_grad(self, call: Call) -> None:
         '''Remember the first operator since the last gate that ran without gradients, to name it likewise.'''

@@ -19,7 +19,7 @@ from ..operators.probe import propose
 from ..operators.refusals import UNKNOWN, UNSEEN_WRITE
 from ..propagation import RULES, Call, constant, expanded, picked, taylor, whole
 from ..trees import substitute, tensors_in, tensors_of
-from . import messages
+from . import messages, vanishing
 from .arguments import Arguments
 from .domains import BackwardPasses, watching
 from .forward import Forward
@@ -244,7 +244,11 @@ class Engine(TorchFunctionMode):
             output = func(*args, **(kwargs or {}))
             if forward.references is not None:
                 forward.references.follow_constants(operator, func, args, kwargs or {}, output)
+            elif forward.makes and operator is not None:
+                return self._follow_constants(operator, func, args, kwargs or {}, output)
             return output
+        if forward.makes and len(tensors) > len(operands) and operator is not None and operator.kind in PRODUCTS:
+            vanishing.forget(tensors)
         if forward.direct and operator is not None and len(operands) <= operator.direct and (
                 forward.are_plain(operands)) and not (operator.pairwise and len(operands) == 1 and shifts(args)):
             return self._run_directly(forward, operator, func, args, kwargs or {}, operands, len(tensors))
@@ -289,10 +293,14 @@ class Engine(TorchFunctionMode):
             view = self._view_of_constant(operator, func, args, kwargs, operands)
             if view is not None:
                 return view
+            given = args
             args, kwargs = self._detach_constants(operator, args, kwargs)
             operands = [tensor for tensor in tensors_in(args, kwargs) if tensor.requires_grad]
             if not operands:
-                return func(*args, **kwargs)
+                output = func(*args, **kwargs)
+                if not self.forward.makes or operator is None:
+                    return output
+                return self._follow_constants(operator, func, given, kwargs, output)
         if operator is None or operator.kind in (Kind.REFUSED, Kind.PLAIN):
             return self._run_unknown(operator, func, args, kwargs)
         call = Call(self.forward, operator, func, args, kwargs, operands)
@@ -304,6 +312,24 @@ class Engine(TorchFunctionMode):
                 Kind.REARRANGE, Kind.SELECT):
             return self._write_into_constant(call)
         return self._run_rule(call)
+
+    def _follow_constants(self, operator, func, args, kwargs, output):
+        '''Note what a constant was made of, or run the function again where it is an activation of that.'''
+        found = vanishing.follow(operator, func, args, kwargs)
+        if found is None:
+            return output
+        if self._vanishes(operator, found):
+            return self._run_vanishing(operator, found)
+        vanishing.keep(output, found)
+        return output
+
+    def _vanishes(self, operator, found):
+        return torch.is_grad_enabled() and found.source.requires_grad and vanishing.vanishes(operator, found)
+
+    def _run_vanishing(self, operator, found):
+        '''A gate less what it is at zero is an activation, and carries relevance.'''
+        row = vanishing.activation(operator, found)
+        return self._run_rule(Call(self.forward, row, found.function, (found.source,), {}, [found.source]))
 
     def _check_origin(self, operator, args, operands):
         '''Refuse operands from code that cannot be seen, but parameters, and what would receive no relevance anyway.'''
@@ -379,9 +405,15 @@ class Engine(TorchFunctionMode):
 
     def _dispatch_planned(self, operator, func, args, kwargs, operands):
         '''Run what may be a part of a softmax that is written out.'''
+        found = vanishing.follow(operator, func, args, kwargs) if self.forward.makes else None
+        if found is not None and self._vanishes(operator, found):
+            return self._run_vanishing(operator, found)
         planned, call = self._plan(operator, func, args, kwargs, operands)
         if planned is not None and planned.how != 'plain':
-            return self._run_planned(planned, call)
+            output = self._run_planned(planned, call)
+            if found is not None:
+                vanishing.keep(output, found)
+            return output
         output = self.dispatch(operator, func, args, kwargs, operands, plans=False)
         if planned is not None:
             self.forward.mark_weights(call.args[0] if call.inplace else output, planned.part)

@@ -161,6 +161,7 @@ SPELLINGS = {
         ('sum of expm1', lambda m, x: F.relu(x) + torch.expm1(x.clamp(max=0))),
         ('minus relu', lambda m, x: F.relu(x) + torch.expm1(-F.relu(-x))),
         ('where of exp', lambda m, x: torch.where(x > 0, x, x.exp() - 1)),
+        ('sum of exp', lambda m, x: F.relu(x) + (x.clamp(max=0).exp() - 1)),
     ],
     'SELU': [
         ('functional', lambda m, x: F.selu(x)), ('module', lambda m, x: m.functions['selu'](x)),
@@ -182,6 +183,10 @@ SPELLINGS = {
         ('module', lambda m, x: m.functions['tanh'](x)), ('functional', lambda m, x: F.tanh(x)),
         ('sinh over cosh', lambda m, x: x.sinh() / x.cosh()),
         ('sigmoid', lambda m, x: 2 * torch.sigmoid(2 * x) - 1),
+        ('minus sigmoid', lambda m, x: 1 - torch.sigmoid(-2 * x) * 2),
+        ('minus half', lambda m, x: (torch.sigmoid(2 * x) - .5) / .5),
+        ('sigmoids', lambda m, x: (lambda s: s - (1 - s))(torch.sigmoid(2 * x))),
+        ('exp over exp', lambda m, x: (lambda e: (e - 1) / (e + 1))((2 * x).exp())),
         ('exp', lambda m, x: (x.exp() - (-x).exp()) / (x.exp() + (-x).exp())),
         ('expm1', lambda m, x: torch.expm1(2 * x) / (torch.exp(2 * x) + 1)),
     ],

@@ -38,12 +38,11 @@ GROUPS = (
             'log_softmax beside a residual': {'logsumexp': CONSERVING, 'log of softmax': 'AttnLRP'},
         }),
     Group('A function that vanishes at zero, written with such that do not', '''
-        Meant is the function by its name. `exp` and `sigmoid` are gates wherever they go, so what is made of them is
-        one as well, although their difference vanishes at zero. `expm1`, `tanh` and `sinh` are activations. The root of
-        a square is a norm, a gate; `abs` is meant.
+        Meant is the function by its name. A gate less what it is at zero, as `exp(x) - 1`, is the activation that it
+        makes (`expm1`). Gates of two tensors, `exp(x) - exp(-x)`, stay gates, although their difference vanishes as
+        well. The root of a square is a norm, a gate; `abs` is meant.
         ''', {
-            'tanh': {'sigmoid': CONSERVING, 'exp': CONSERVING},
-            'ELU': {'where of exp': CONSERVING},
+            'tanh': {'exp': CONSERVING},
             'abs': {'root of square': ALL},
         }),
     Group('Numbers on the way to an activation', '''
