@@ -1,6 +1,12 @@
 '''Layer-wise relevance propagation with Zennit for any attention code.
 
-Attach a composite to any model, with Zennit's attributors, and get relevance that is complete:
+Explain any model in one call, by relevance that is complete:
+
+>>> from zennit_attn import explain
+>>> explanation = explain(model, inputs, target=3, composite='attn_lrp')
+>>> print(explanation.audit())  # where all relevance went
+
+Or attach a composite with Zennit's attributors:
 
 >>> from zennit.attribution import Gradient
 >>> from zennit_attn import CPLRP, audit
@@ -11,25 +17,27 @@ Attach a composite to any model, with Zennit's attributors, and get relevance th
 Importing the package also registers its composites with Zennit: ``zennit.composites.COMPOSITES['cp_lrp']``.
 
 ======================================================  ==============================================================
+:py:func:`explain`                                      explains what a model says of an input, in one call
 :py:class:`CPLRP`, :py:class:`AttnLRP`,                 which rule goes where
 :py:class:`AttnTaylor`, :py:class:`Difference`
 :py:class:`AttentionCanonizer`                          brings attention to any other composite of Zennit
-:py:class:`TokenGradient`                               explains token models from their embedding
+:py:class:`Relevance`, :py:class:`TokenGradient`        attributors for several inputs, and for token models
 :py:func:`audit`                                        measures where all relevance went
 :py:func:`check_explanation`                            checks in one line that a model of your own is explained
 :py:func:`register_operator`                            teaches the package a function of your own
 ======================================================  ==============================================================
 
 More is in the rooms: :py:mod:`zennit_attn.rules`, :py:mod:`zennit_attn.layers`, :py:mod:`zennit_attn.canonizers`,
-:py:mod:`zennit_attn.composites`, :py:mod:`zennit_attn.references`, :py:mod:`zennit_attn.heatmap`,
-:py:mod:`zennit_attn.evaluation`, :py:mod:`zennit_attn.attention`.
+:py:mod:`zennit_attn.composites`, :py:mod:`zennit_attn.references`, :py:mod:`zennit_attn.seeds`,
+:py:mod:`zennit_attn.heatmap`, :py:mod:`zennit_attn.evaluation`, :py:mod:`zennit_attn.attention`.
 '''
 from importlib.metadata import PackageNotFoundError, version
 
-from .attribution import TokenGradient
+from .attribution import Relevance, TokenGradient
 from .canonizers import AttentionCanonizer
 from .composites import CPLRP, AttnLRP, AttnTaylor, Difference
 from .conservation import audit
+from .explanation import Explanation, explain
 from .operators import register_operator
 from .testing import check_explanation
 
@@ -44,9 +52,12 @@ __all__ = [
     'AttnLRP',
     'AttnTaylor',
     'Difference',
+    'Explanation',
+    'Relevance',
     'TokenGradient',
     'audit',
     'check_explanation',
+    'explain',
     'register_operator',
 ]
 
@@ -64,4 +75,4 @@ def __getattr__(name):
 
 
 _ROOMS = ('attention', 'attribution', 'canonizers', 'composites', 'conservation', 'errors', 'evaluation', 'heatmap',
-          'layers', 'operators', 'references', 'rules', 'testing')
+          'layers', 'operators', 'references', 'rules', 'seeds', 'testing')

@@ -8,50 +8,8 @@ from zennit.attribution import Gradient
 from .canonizers.attention import AttentionCanonizer, engine_of
 from .errors import NoRelevance
 from .plain import PlainForward
-
-
-@contextmanager
-def explained_output(model, module):
-    '''Explain a model from the output of one of its modules, in place of its input.
-
-    Parameters
-    ----------
-    model: :py:class:`torch.nn.Module`
-        The model, with or without an open context.
-    module: :py:class:`torch.nn.Module`
-        The part of the model whose output is explained, e.g. an embedding. It must be called once.
-
-    Yields
-    ------
-    list of :py:class:`torch.Tensor`
-        After the model was called: the leaf that took the place of the output, whose gradient is its relevance.
-    '''
-    leaves, called, engine = [], [], engine_of(model)
-    source = nullcontext() if engine is None else engine.explaining_from(module)
-    if isinstance(module, type(model)) and module is model:
-        raise NoRelevance(f'{type(model).__name__} is the model itself; name the embedding inside')
-
-    def take(module, args, output):
-        called.append(module)
-        if not isinstance(output, torch.Tensor):
-            raise NoRelevance(f'{type(module).__name__} returns {type(output).__name__}, and a model can be explained '
-                              'from a tensor; name the embedding inside')
-        with torch._C.DisableTorchFunction():
-            leaves.append(output.detach().requires_grad_())
-            return leaves[-1] if engine is None or not engine.running else engine.forward.start(
-                leaves[-1], module, args)
-
-    handle = module.register_forward_hook(take)
-    try:
-        with source:
-            yield leaves
-    except NoRelevance as error:
-        if called:
-            raise
-        raise NoRelevance(f'{type(module).__name__}, from whose output the model was to be explained, was not called '
-                          'in its forward; name a module that is') from error
-    finally:
-        handle.remove()
+from .sources import call, explained_outputs, resolve
+from .trees import tensors_of
 
 
 def call_model(model, input, embedding=None, select=None):
@@ -63,8 +21,9 @@ def call_model(model, input, embedding=None, select=None):
         The model.
     input: :py:class:`torch.Tensor`, tuple or mapping
         The model's input, or its positional or its keyword arguments.
-    embedding: :py:class:`torch.nn.Module`, optional
-        The module of the model from whose output it is explained.
+    embedding: :py:class:`torch.nn.Module` or dict, optional
+        The module of the model from whose output it is explained, which is called once; or by name modules and which of
+        their calls, as :py:attr:`~zennit_attn.sources.Sources.outputs` has them.
     select: callable, optional
         Takes what the model returns and returns the tensor to explain. Default is what the model returns.
 
@@ -72,31 +31,35 @@ def call_model(model, input, embedding=None, select=None):
     -------
     output: :py:class:`torch.Tensor`
         What is explained.
-    leaves: list of :py:class:`torch.Tensor`
-        The tensors whose gradient is relevance, if there is an embedding.
+    leaves: dict
+        By name, the tensors whose gradient is relevance, if there is an embedding.
 
     Raises
     ------
     NoRelevance
-        If the embedding was not called exactly once, or what is selected carries no relevance.
+        If an embedding was not called, or more than once, or what is selected carries no relevance.
     TypeError
         If there is no tensor to explain.
     '''
-    kwargs = dict(input) if isinstance(input, Mapping) else {}
-    args = () if isinstance(input, Mapping) else input if isinstance(input, tuple) else (input,)
     engine = engine_of(model)
+    outputs = {'': (embedding, None)} if isinstance(embedding, torch.nn.Module) else embedding or {}
     # Inside of the forward, where what is computed of the output is explained too.
     inside = nullcontext() if engine is None else engine.selecting(select)
-    with inside, nullcontext([]) if embedding is None else explained_output(model, embedding) as leaves:
-        output = model(*args, **kwargs)
-    if embedding is not None and len(leaves) != 1:
-        raise NoRelevance(f'the embedding ({type(embedding).__name__}) was called {len(leaves)} times in a forward '
+    with inside, explained_outputs(model, engine, outputs) as leaves:
+        output = call(model, input)
+    if isinstance(embedding, torch.nn.Module) and len(leaves['']) != 1:
+        raise NoRelevance(f'the embedding ({type(embedding).__name__}) was called {len(leaves[""])} times in a forward '
                           'of the model; relevance can be explained from a module that is called once')
     output = select(output) if engine is None and select is not None else output
     if not isinstance(output, torch.Tensor):
         raise TypeError(f'{type(model).__name__} returns {type(output).__name__}, not a tensor; pass select, e.g. '
                         'select=lambda output: output.logits, or wrap the model in a module that returns the tensor')
     return output, leaves
+
+
+def flat(leaves):
+    '''Return the tensors of all names in order.'''
+    return [leaf for own in leaves.values() for leaf in own]
 
 
 def plain_forward(model, composite, input, embedding=None, select=None, carries=True):
@@ -116,12 +79,12 @@ def plain_forward(model, composite, input, embedding=None, select=None, carries=
     -------
     :py:class:`~zennit_attn.plain.PlainForward`
     '''
-    def call(input):
+    def run(input):
         return call_model(model, input, embedding, select)[0]
     input = dict(input) if isinstance(input, Mapping) else input
     others = [canonizer for canonizer in getattr(composite, 'canonizers', None) or ()
               if not isinstance(canonizer, AttentionCanonizer)]
-    return PlainForward(model, call, input, carries and embedding is None, 1e-3 if others else 0.)
+    return PlainForward(model, run, input, carries and embedding is None, 1e-3 if others else 0.)
 
 
 def output_relevance(output, attr_output=None):
@@ -151,7 +114,159 @@ def output_relevance(output, attr_output=None):
     return relevance.detach().to(output.dtype)
 
 
-class TokenGradient(Gradient):
+class Relevance(Gradient):
+    '''Explain what a model is given: any of its arguments, and outputs of its modules.
+
+    It takes the composites of Zennit's attributors and does what :py:class:`~zennit.attribution.Gradient` does for a
+    model of one tensor; and it explains models with several arguments, models that take integers, and models that
+    return more than a tensor.
+
+    Parameters
+    ----------
+    model: :py:class:`torch.nn.Module`
+        The model.
+    composite: :py:class:`~zennit.core.Composite`, optional
+        The composite, as for :py:class:`zennit.attribution.Gradient`.
+    wrt: str, :py:class:`torch.nn.Module`, or list of these, optional
+        What is explained (with respect to what): names of arguments, modules or their dotted names. An argument that
+        holds integers is explained at the output of the embedding that takes it. Default is every argument that is
+        floating point or goes through an embedding, but masks, positions, types of tokens and labels.
+    attr_output: :py:class:`torch.Tensor` or callable, optional
+        The default output attribution, as for :py:class:`zennit.attribution.Gradient`.
+    create_graph, retain_graph: bool, optional
+        As for :py:class:`zennit.attribution.Gradient`.
+    select: callable, optional
+        Takes what the model returns and returns the tensor to explain, e.g. ``lambda output: output.logits`` or what
+        :py:mod:`zennit_attn.seeds` makes. It runs as a part of the model. Default is what the model returns.
+    compare: bool, optional
+        Whether to run the model once more in the first call after the context was opened, without the context, and to
+        refuse where it computes something else in it. Its state and random numbers are given back after it.
+    '''
+    def __init__(self, model, composite=None, wrt=None, attr_output=None, create_graph=False, retain_graph=None,
+                 select=None, compare=True):
+        super().__init__(model, composite, attr_output, create_graph, retain_graph)
+        self.wrt = wrt
+        self.select = select
+        self.compare = compare
+        self._is_new = False
+        self._found = {}
+
+    def __enter__(self):
+        '''Register the composite, if there is one.'''
+        self._is_new = True
+        return super().__enter__()
+
+    def __call__(self, input, attr_output=None):
+        '''Explain an input.
+
+        Parameters
+        ----------
+        input: :py:class:`torch.Tensor`, tuple or mapping
+            Input of the model, or its positional or keyword arguments, e.g. what a tokenizer returns.
+        attr_output: :py:class:`torch.Tensor` or callable, optional
+            Relevance of what is explained, of its shape, or a function of it. Default is that of the attributor.
+
+        Returns
+        -------
+        output: :py:class:`torch.Tensor`
+            What is explained of the model's output.
+        relevance: :py:class:`torch.Tensor` or dict
+            Of the shape of what is explained: a tensor for a model of one tensor and where `wrt` is one name, else by
+            name. A module that is called several times has a tuple, with a tensor for each call.
+
+        Raises
+        ------
+        ChangedForward
+            If the model computes something else in the context than without.
+        NoRelevance
+            If nothing that is explained can carry relevance.
+        TypeError
+            If there is no tensor to explain, or `attr_output` is none.
+        ValueError
+            If there is no argument and no module of a name in `wrt`.
+        '''
+        if attr_output is not None and not isinstance(attr_output, torch.Tensor) and not callable(attr_output):
+            raise TypeError('attr_output is the relevance of the output, a tensor or a function, and not '
+                            f'{attr_output!r}; for a class pass select=seeds.logit(index) when the attributor is made, '
+                            'or use zennit_attn.explain(..., target=index)')
+        return super().__call__(input, attr_output)
+
+    def sources(self, input):
+        '''Find what is explained of an input.
+
+        Parameters
+        ----------
+        input: :py:class:`torch.Tensor`, tuple or mapping
+            The input.
+
+        Returns
+        -------
+        :py:class:`~zennit_attn.sources.Sources`
+        '''
+        key = (*(input if isinstance(input, Mapping) else ()), *(tensor.dtype for tensor in tensors_of(input)))
+        if key not in self._found:
+            self._found[key] = resolve(self.model, input, self.wrt, self._outside)
+        return self._found[key]
+
+    def forward(self, input, attr_output_fn):
+        '''Compute the relevance; called by :py:meth:`__call__`.
+
+        Parameters
+        ----------
+        input: :py:class:`torch.Tensor`, tuple or mapping
+            The input.
+        attr_output_fn: callable
+            The function of the output that gives its relevance.
+
+        Returns
+        -------
+        output, relevance
+            As for :py:meth:`__call__`.
+        '''
+        sources = self.sources(input)
+        given, arguments = sources.prepared(input)
+        plain = self._plain_forward(given, sources.outputs)
+        with torch.enable_grad():
+            output, outputs = call_model(self.model, given, sources.outputs, self.select)
+            leaves = {**{name: [leaf] for name, leaf in arguments.items()}, **outputs}
+            found = torch.autograd.grad(
+                (output,), flat(leaves), grad_outputs=(attr_output_fn(output),), create_graph=self.create_graph,
+                retain_graph=self.retain_graph, allow_unused=True, materialize_grads=True,
+            )
+        self._check(plain, output)
+        each = iter(found)
+        relevance = {name: tuple(next(each) for _ in own) for name, own in leaves.items()}
+        relevance = {name: maps[0] if len(maps) == 1 else maps for name, maps in relevance.items()}
+        return output, next(iter(relevance.values())) if sources.alone else relevance
+
+    def _plain_forward(self, input, outputs):
+        '''The forward without a context, once for each context that was opened here, and that nobody watches.'''
+        is_new, self._is_new = self._is_new, False
+        engine = engine_of(self.model)
+        if not (self.compare and is_new and self.composite is not None) or (engine is not None and engine.observer):
+            return None
+        with self._outside():
+            return plain_forward(self.model, self.composite, input, outputs or None, self.select)
+
+    def _check(self, plain, output):
+        if plain is not None and (plain.error is not None or plain.difference(output) is not None):
+            with self._outside():
+                plain.check(output)
+
+    @contextmanager
+    def _outside(self):
+        '''Close the context for a while, if one is open.'''
+        if self.composite is None or engine_of(self.model) is None:
+            yield
+            return
+        self.composite.remove()
+        try:
+            yield
+        finally:
+            self.composite.register(self.model)
+
+
+class TokenGradient(Relevance):
     '''Explain a token model from the output of its embedding.
 
     The gradient, and with a composite the relevance, is that of the embedding's output: one vector per token, whose sum
@@ -163,18 +278,8 @@ class TokenGradient(Gradient):
         The model. It is called with the input as it is, e.g. token ids of shape [batch, tokens].
     embedding: :py:class:`torch.nn.Module`
         The module of the model whose output is explained, called once in a forward.
-    composite: :py:class:`~zennit.core.Composite`, optional
-        The composite, as for :py:class:`zennit.attribution.Gradient`.
-    attr_output: :py:class:`torch.Tensor` or callable, optional
-        The default output attribution, as for :py:class:`zennit.attribution.Gradient`.
-    create_graph, retain_graph: bool, optional
-        As for :py:class:`zennit.attribution.Gradient`.
-    select: callable, optional
-        Takes what the model returns and returns the tensor to explain, e.g. ``lambda output: output.logits``. Default
-        is what the model returns.
-    compare: bool, optional
-        Whether to run the model once more in the first call after the context was opened, without the context, and to
-        refuse where it computes something else in it. Its state and random numbers are given back after it.
+    composite, attr_output, create_graph, retain_graph, select, compare
+        As for :py:class:`Relevance`.
 
     Raises
     ------
@@ -183,18 +288,10 @@ class TokenGradient(Gradient):
     '''
     def __init__(self, model, embedding, composite=None, attr_output=None, create_graph=False, retain_graph=None,
                  select=None, compare=True):
-        super().__init__(model, composite, attr_output, create_graph, retain_graph)
         if not any(embedding is module for module in model.modules()):
             raise ValueError(f'the embedding ({type(embedding).__name__}) is not a module of {type(model).__name__}')
+        super().__init__(model, composite, embedding, attr_output, create_graph, retain_graph, select, compare)
         self.embedding = embedding
-        self.select = select
-        self.compare = compare
-        self._is_new = False
-
-    def __enter__(self):
-        '''Register the composite, if there is one.'''
-        self._is_new = True
-        return super().__enter__()
 
     def forward(self, input, attr_output_fn):
         '''Compute the relevance of the embedding's output.
@@ -223,30 +320,8 @@ class TokenGradient(Gradient):
         TypeError
             If there is no tensor to explain.
         '''
-        plain = self._plain_forward(input)
-        output, leaves = call_model(self.model, input, self.embedding, self.select)
-        relevance, = torch.autograd.grad(
-            (output,), leaves, grad_outputs=(attr_output_fn(output),), create_graph=self.create_graph,
-            retain_graph=self.retain_graph,
-        )
-        if plain is not None and (plain.error is not None or plain.difference(output) is not None):
-            with self._outside():
-                plain.check(output)
+        output, relevance = super().forward(input, attr_output_fn)
+        if isinstance(relevance, tuple):
+            raise NoRelevance(f'the embedding ({type(self.embedding).__name__}) was called {len(relevance)} times in a '
+                              'forward of the model; Relevance(model, composite, embedding) has a map for each call')
         return output, relevance
-
-    def _plain_forward(self, input):
-        '''The forward without a context, once for each context that was opened here, and that nobody watches.'''
-        is_new, self._is_new = self._is_new, False
-        engine = engine_of(self.model)
-        if not (self.compare and is_new and self.composite is not None) or (engine is not None and engine.observer):
-            return None
-        with self._outside():
-            return plain_forward(self.model, self.composite, input, self.embedding, self.select)
-
-    @contextmanager
-    def _outside(self):
-        self.composite.remove()
-        try:
-            yield
-        finally:
-            self.composite.register(self.model)

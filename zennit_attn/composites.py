@@ -210,7 +210,9 @@ class Difference(AttentionComposite):
         The reference `x0`: a tensor of the shape of what is explained or one that broadcasts to it, a number, or a
         function of what is explained. For a model that is explained from its embedding, the function gets the token
         ids, and a reference that is made of integers goes through the embedding. It has to keep what is no content: the
-        first token and the template for a language model. Default is 0.
+        first token and the template for a language model. Default is 0, which is none for a model with RMS norms: of
+        zeros these divide by their ``eps``, and what cancels exactly does not in rounding. Take tokens, or `norm`
+        ``'now'``.
     norm: {'full', 'now'}, optional
         Whether normalizers (deviations, denominators, roots and norms) have a secant too, or are constants: those of
         the input. What they do otherwise for the reference then is a sink, ``reference: normalizers``.

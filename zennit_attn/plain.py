@@ -56,7 +56,7 @@ class PlainForward:
         for tensor in tensors_of(input):
             if self.carries and torch.is_grad_enabled() and tensor.is_floating_point():
                 tensor.requires_grad_()
-        with _same_random_state(self.model), _same_state(self.model):
+        with restored(self.model):
             if other_draws:
                 _draw()
             return gathered(self.call(input).detach())
@@ -114,6 +114,13 @@ class PlainForward:
     def _draws_again(self):
         with torch.enable_grad():
             return self.difference(self.run(other_draws=True)) is not None
+
+
+@contextmanager
+def restored(model):
+    '''Give random numbers and the state of a model back after a forward.'''
+    with _same_random_state(model), _same_state(model):
+        yield
 
 
 def _copied(tree):

@@ -20,17 +20,17 @@ README = (ROOT / 'README.md').read_text()
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 FLOORS = {
     '__main__': 8, 'cli': 8,
-    '': 7, 'demo': 7, 'testing': 7,
+    '': 7, 'demo': 7, 'testing': 7, 'explanation': 7,
     'conservation': 6, 'heatmap': 6, 'evaluation': 6,
     'composites': 5, 'attribution': 5, 'references': 5,
-    'canonizers': 4, 'rules': 4, 'plain': 4,
+    'canonizers': 4, 'rules': 4, 'plain': 4, 'sources': 4, 'seeds': 4,
     'engine': 3,
     'propagation': 2, 'layers': 2,
     'operators': 1, 'attention': 1,
     'kernels': 0, 'trees': 0, 'errors': 0, 'observer': 0,
 }
 PUBLIC = '''
-    attribution canonizers composites conservation errors evaluation heatmap layers references rules testing
+    attribution canonizers composites conservation errors evaluation heatmap layers references rules seeds testing
     '''.split()
 
 

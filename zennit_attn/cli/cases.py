@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import torch
 from zennit.composites import COMPOSITES
 
-from ..attribution import call_model
+from ..attribution import call_model, flat
 from ..canonizers import AttentionCanonizer
 from ..composites import AttentionComposite
 from ..conservation import audit
@@ -82,7 +82,7 @@ class Case:
         input = rebuilt(self.input, lambda tensor: tensor.clone().requires_grad_(tensor.is_floating_point()))
         with composite.context(self.loaded.model), torch.enable_grad():
             output, leaves = call_model(self.loaded.model, input, **self._arguments())
-            sources = leaves or [tensor for tensor in tensors_of(input) if tensor.requires_grad]
+            sources = flat(leaves) or [tensor for tensor in tensors_of(input) if tensor.requires_grad]
             return torch.autograd.grad(output, sources, targets.relevance_of(self.places)(output))[0].detach()
 
     def composite(self, name, unknown):

@@ -4,10 +4,8 @@ import re
 
 import torch
 
+from ..seeds import answer
 from .usage import UsageError
-
-#: Where models with outputs of several parts keep what is explained, in this order.
-_PARTS = ('logits', 'out', 'last_hidden_state', 'sample', 'prediction_logits')
 
 
 def parse_target(text):
@@ -26,7 +24,7 @@ def select(name=None):
         if name is not None:
             output = _part(output, name)
         elif not isinstance(output, torch.Tensor):
-            output = _likely(output)
+            output = answer(output)
         if not isinstance(output, torch.Tensor):
             raise UsageError(f'what is explained is a {type(output).__name__}, not a tensor; name a part of the '
                              'output by --output')
@@ -46,16 +44,6 @@ def _part(output, name):
         there = list(range(len(output)))
     raise UsageError(f'the output, a {type(output).__name__}, has no part {name!r}; it has '
                      f'{", ".join(map(str, there[:8]))}')
-
-
-def _likely(output):
-    for name in _PARTS:
-        part = output.get(name) if isinstance(output, dict) else getattr(output, name, None)
-        if isinstance(part, torch.Tensor):
-            return part
-    if isinstance(output, (tuple, list)) and output:
-        return output[0]
-    return output
 
 
 def indices(target, output):

@@ -3,15 +3,16 @@ from collections.abc import Mapping
 
 import torch
 
-from ..attribution import call_model, output_relevance, plain_forward
+from ..attribution import call_model, flat, output_relevance, plain_forward
 from ..canonizers.attention import engine_of
 from ..errors import NoRelevance
+from ..sources import Sources, resolve
 from ..trees import gathered, substitute, tensors_in
 from .ledger import Audit
 from .recorder import recorded
 
 
-def audit(model, composite, input, attr_output=None, embedding=None, select=None, compare=True):
+def audit(model, composite, input, attr_output=None, embedding=None, select=None, compare=True, wrt=None):
     '''Explain a model and measure where all relevance went.
 
     Parameters
@@ -33,6 +34,8 @@ def audit(model, composite, input, attr_output=None, embedding=None, select=None
     compare: bool, optional
         Whether to run the model once more, before the context is opened, and to refuse where it computes something else
         in the context. Its state and random numbers are given back after it.
+    wrt: optional
+        What is explained, in place of `embedding`, as for :py:class:`~zennit_attn.attribution.Relevance`.
 
     Returns
     -------
@@ -49,14 +52,19 @@ def audit(model, composite, input, attr_output=None, embedding=None, select=None
         If the model's output is not a tensor, or `attr_output` has not its shape.
     '''
     input = substitute(dict(input) if isinstance(input, Mapping) else input, lambda tensor: tensor.detach().clone())
-    sources = [] if embedding is not None else _sources(model, input)
+    if wrt is not None:
+        chosen = wrt if isinstance(wrt, Sources) else resolve(model, input, wrt)
+        input, arguments = chosen.prepared(input)
+        embedding, sources = chosen.outputs, list(arguments.values())
+    else:
+        sources = [] if embedding is not None else _sources(model, input)
     plain = plain_forward(model, composite, input, embedding, select) if compare else None
     with composite.context(model), torch.enable_grad(), recorded(model, engine_of(model)) as recorder:
         output, leaves = call_model(model, input, embedding, select)
         if output.ndim == 0:
             raise ValueError('the output is a single number; it needs a first dimension for the samples')
         relevance = output_relevance(output, attr_output)
-        found = [recorder.backward(output, leaves or sources, relevance, i) for i in range(len(relevance))]
+        found = [recorder.backward(output, [*sources, *flat(leaves)], relevance, i) for i in range(len(relevance))]
     if plain is not None:
         plain.check(output)
     found = torch.stack(found).cpu() if found else _per_sample(relevance)

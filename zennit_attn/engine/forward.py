@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 from torch.autograd.function import BackwardCFunction
@@ -59,6 +60,8 @@ class Forward:
         Whether there are tensors of which some elements are constants.
     makes: bool
         Whether there are constants of which it is known what they were made of.
+    ends: bool
+        Whether it has to be known in what the model ends.
     refusal: :py:class:`~zennit_attn.errors.UntrackedTensor` or None
         What code in C++ was refused, which may have gone on all the same, or have made another error of it.
     carrying_tag, constant_tag: :py:class:`~zennit_attn.engine.tags.Tag`
@@ -80,8 +83,10 @@ class Forward:
         self.shared = False
         self.parted = False
         self.makes = False
+        self.ends = engine.selects
         self.refusal: UntrackedTensor | None = None
         self._last_gate: tuple | None = None
+        self._last_end: tuple | None = None
         self._without_grad: tuple | None = None
 
     def _references(self) -> References | None:
@@ -125,6 +130,17 @@ class Forward:
             target.lrp_gate = self._last_gate  # type: ignore[attr-defined]
         self.makes = vanishing.note(call, output) or self.makes
 
+    def note_end(self, call: Call, output: Any) -> None:
+        '''Remember what enters a softmax or a gate, in which the model may end.'''
+        if isinstance(output, torch.Tensor) and len(call.operands) == 1:
+            words = f'{call.operator.name} of {self.location.name_of(self.location.running_module()) or "the model"}'
+            self._last_end = ref(output), call.operands[0], words
+
+    def entered(self, output: torch.Tensor) -> tuple[torch.Tensor, str] | None:
+        '''Return what enters the softmax or the gate that an output is the result of, and its name; or None.'''
+        end = self._last_end
+        return end[1:] if end is not None and end[0]() is output and end[1].shape == output.shape else None
+
     def note_without_grad(self, call: Call) -> None:
         '''Remember the first operator since the last gate that ran without gradients, to name it likewise.'''
         if self._without_grad is None:
@@ -148,6 +164,13 @@ class Forward:
                 yield
         finally:
             self.direct, self.normalizes = before[0] and not self.shared, before[1]
+
+    def selected(self, select: Callable, output: Any) -> Any:
+        '''Compute what is explained of the root's output, by the rules that hold for the model as a whole.'''
+        hooks = next((hooks for _, module, hooks in self.location.ruled if module is self.location.root), ())
+        inside = next((hook.rules_inside() for hook in hooks if hasattr(hook, 'rules_inside')), {})
+        with self.overriding(inside):
+            return select(output)
 
     def rule_of(self, kind: Kind) -> tuple[torch.nn.Module | None, Any]:
         '''Return the operator module of the module whose code runs, and the rule that it was given.'''

@@ -105,6 +105,11 @@ class Engine(TorchFunctionMode):
         finally:
             self._source = None
 
+    @property
+    def selects(self):
+        '''Whether a function of what the root returns is explained.'''
+        return self._select is not None
+
     @contextmanager
     def selecting(self, select):
         '''Explain a function of what the root returns, which runs as a part of its forward.'''
@@ -192,7 +197,7 @@ class Engine(TorchFunctionMode):
         try:
             with self._running(forward), without_recomputation(), uncompiled(), self:
                 output = function(*args, **kwargs)
-                chosen = output if self._select is None else self._select(output)
+                chosen = output if self._select is None else forward.selected(self._select, output)
             return forward.leave(chosen, selected=chosen is not output)
         finally:
             arguments.leave(forward.give_back)
@@ -501,6 +506,8 @@ class Engine(TorchFunctionMode):
             output = forward.assignments.default(kind)(call)
         else:
             output = apply_to_operator(forward, call, module, hook)
+        if forward.ends and kind in (Kind.SOFTMAX, Kind.GATE):
+            forward.note_end(call, output)
         if check_memory is not None:
             check_memory()
         if forward.observed and kind in PRODUCTS and not call.inplace:

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 import torch
 
-from ..attribution import call_model, output_relevance, plain_forward
+from ..attribution import call_model, flat, output_relevance, plain_forward
 from ..canonizers.attention import engine_of
 from ..engine import twin_of
 from ..observer import Observer, OperatorObserver
@@ -80,7 +80,7 @@ def _explain(model, input, attr_output, embedding, select):
     sources = [] if embedding is not None else [
         tensor.requires_grad_() for tensor in tensors_of(input) if tensor.is_floating_point()]
     output, leaves = call_model(model, input, embedding, select)
-    torch.autograd.grad(output, leaves or sources, output_relevance(output, attr_output), allow_unused=True)
+    torch.autograd.grad(output, flat(leaves) or sources, output_relevance(output, attr_output), allow_unused=True)
     return output
 
 

@@ -1,0 +1,317 @@
+'''One call for any input and any answer: equal to an explanation by hand, with a ledger that closes.'''
+import pytest
+import torch
+from torch import nn
+from zennit.attribution import Gradient
+
+from helpers import Snapshot, assert_closed, assert_restored
+from zennit_attn import AttnLRP, Difference, Relevance, TokenGradient, explain, seeds
+from zennit_attn.composites import CPLRP, AttnTaylor
+from zennit_attn.errors import ChangedForward, NoRelevance
+from zennit_attn.heatmap import Text
+
+
+class Tokens(nn.Module):
+    '''A token model that returns a mapping.'''
+    def __init__(self):
+        super().__init__()
+        self.words, self.kinds = nn.Embedding(11, 8), nn.Embedding(2, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, input_ids, token_type_ids=None, attention_mask=None):
+        x = self.words(input_ids)
+        x = x if token_type_ids is None else x + self.kinds(token_type_ids)
+        padding = None if attention_mask is None else attention_mask == 0
+        return {'logits': self.head(x + self.attention(x, x, x, key_padding_mask=padding)[0])}
+
+
+class Table(nn.Module):
+    '''Categories and numbers, and a probability.'''
+    def __init__(self):
+        super().__init__()
+        self.categories, self.body = nn.Embedding(5, 3), nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1))
+
+    def forward(self, kinds, numbers):
+        return torch.sigmoid(self.body(torch.cat([self.categories(kinds), numbers], -1)))
+
+
+class Towers(nn.Module):
+    '''Two inputs, and an embedding of each.'''
+    def __init__(self):
+        super().__init__()
+        self.words, self.one, self.two = nn.Embedding(11, 6), nn.Linear(6, 5), nn.Linear(4, 5)
+
+    def forward(self, pixels, ids):
+        return {'image_embeds': self.two(pixels), 'text_embeds': self.one(self.words(ids).mean(1))}
+
+
+class Shared(nn.Module):
+    '''An encoder and a decoder that share an embedding.'''
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(11, 6), nn.Linear(6, 3)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, source, target):
+        memory, x = self.words(source), self.words(target)
+        return self.head(x + self.attention(x, memory, memory)[0])
+
+
+def made(kind):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = kind()
+        for parameter in model.parameters():
+            parameter.data += .1 * torch.randn_like(parameter)
+    return model.double().eval()
+
+
+IDS = torch.tensor([[1, 4, 2, 9], [5, 6, 7, 8]])
+NUMBERS = torch.tensor([[.5, -1.], [2., .25]], dtype=torch.float64)
+ENCODED = {'input_ids': IDS, 'token_type_ids': torch.tensor([[0, 0, 1, 1]] * 2),
+           'attention_mask': torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])}
+every_composite = pytest.mark.parametrize('composite', [CPLRP, AttnLRP, AttnTaylor, Difference])
+
+
+def last_logit(index):
+    '''The logit of a class at the last token by hand, as relevance of all logits.'''
+    def relevance(output):
+        result = torch.zeros_like(output)
+        result[:, -1, index] = output.detach()[:, -1, index]
+        return result
+    return relevance
+
+
+def logits(output):
+    return output['logits']
+
+
+# ---- equal to the same by hand ---------------------------------------------------------------------------------------
+
+@every_composite
+def test_token_model_equals_token_gradient(composite):
+    model = made(Tokens)
+    before = Snapshot(model)
+    explanation = explain(model, ENCODED, target=2, composite=composite)
+    with TokenGradient(model, model.words, composite(), select=logits) as attributor:
+        output, expected = attributor(ENCODED, last_logit(2))
+    assert_restored(before, model)
+    assert torch.allclose(explanation.relevance['input_ids'], expected, rtol=1e-9, atol=1e-12)
+    assert torch.equal(explanation.output, output[:, -1, 2].detach())
+    assert torch.allclose(explanation.tokens()['input_ids'], expected.sum(-1), rtol=1e-9, atol=1e-12)
+    assert set(explanation.relevance) == {'input_ids'}  # neither the types nor the mask
+    assert_closed(explanation.audit())
+    assert torch.allclose(explanation.audit().output, explanation.output)
+
+
+@every_composite
+def test_several_inputs_equal_gradients_of_each(composite):
+    model = made(Shared)
+    inputs = {'source': IDS, 'target': IDS[:, :2]}
+    explanation = explain(model, inputs, target=1, composite=composite)
+
+    class Embedded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = model
+
+        def forward(self, both):
+            memory, x = both[:, :4], both[:, 4:]
+            return self.body.head(x + self.body.attention(x, memory, memory)[0])
+    both = torch.cat([model.words(IDS), model.words(IDS[:, :2])], 1).detach()
+    with Gradient(Embedded(), composite()) as attributor:
+        _, expected = attributor(both, last_logit(1))
+    found = torch.cat([explanation.relevance['source'], explanation.relevance['target']], 1)
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+    assert_closed(explanation.audit())
+
+
+def test_a_module_that_is_called_twice_has_a_map_for_each_call():
+    model = made(Shared)
+    inputs = {'source': IDS, 'target': IDS[:, :2]}
+    by_name, by_call = explain(model, inputs, target=1), explain(model, inputs, target=1, wrt='words')
+    for one, other in zip(by_name.relevance.values(), by_call.relevance, strict=True):
+        assert torch.equal(one, other)
+    assert_closed(by_call.audit())
+    with TokenGradient(model, model.words, CPLRP()) as attributor, pytest.raises(NoRelevance, match='called 2 times'):
+        attributor(inputs)
+
+
+def test_one_input_alone_leaves_the_other_a_constant():
+    model = made(Shared)
+    inputs = {'source': IDS, 'target': IDS[:, :2]}
+    together = explain(model, inputs, target=1, composite='attn_lrp')
+    alone = explain(model, inputs, target=1, composite='attn_lrp', wrt='source')
+    assert alone.relevance.shape == (2, 4, 6)
+    assert not torch.allclose(alone.relevance, together.relevance['source'], rtol=1e-3)
+    assert_closed(alone.audit())
+
+
+def test_an_image_equals_gradient():
+    model = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).double().eval()
+    images = torch.rand(2, 3, 4, 4, dtype=torch.float64)
+    explanation = explain(model, images, target=[2, 0])
+    with Gradient(model, CPLRP()) as attributor:
+        output, expected = attributor(images, lambda output: output.detach() * torch.eye(3)[[2, 0]])
+    assert torch.allclose(explanation.relevance, expected, rtol=1e-9)
+    assert explanation.target == ['2', '0']
+    assert torch.equal(explain(model, images).output, output.detach().amax(1))
+
+
+# ---- what is asked ---------------------------------------------------------------------------------------------------
+
+SEEDS = {
+    'logit': (seeds.logit(2), lambda z: z[:, 2]),
+    'first token': (seeds.logit(2, position=0), None),
+    'predicted': (seeds.predicted(), lambda z: z.amax(1)),
+    'contrast': (seeds.contrast(0, 3), lambda z: z[:, 0] - z[:, 3]),
+    'runner-up': (seeds.contrast(), lambda z: z.topk(2).values @ torch.tensor([1., -1.], dtype=z.dtype)),
+    'against the runner-up': (seeds.contrast(1), lambda z: z[:, 1] - z[:, [0, 2, 3]].amax(1)),
+    'against the mean': (seeds.contrast(1, 'mean'), lambda z: z[:, 1] - z[:, [0, 2, 3]].mean(1)),
+    'log-probability': (seeds.log_probability(1), lambda z: z.log_softmax(1)[:, 1]),
+    'most probable': (seeds.log_probability(), lambda z: z.log_softmax(1).amax(1)),
+}
+
+
+@pytest.mark.parametrize('name', SEEDS)
+@every_composite
+def test_seeds_are_what_they_say_and_close(name, composite):
+    model, (seed, expected) = made(Tokens), SEEDS[name]
+    explanation = explain(model, ENCODED, target=seed, composite=composite)
+    with torch.no_grad():
+        output = model(**ENCODED)['logits']
+    values = output[:, 0, 2] if expected is None else expected(output[:, -1])
+    assert torch.allclose(explanation.output, values, rtol=1e-9)
+    assert_closed(explanation.audit())
+
+
+def test_a_contrast_is_the_difference_of_its_maps():
+    model = made(Tokens)
+    maps = [explain(model, ENCODED, target=target).relevance['input_ids']
+            for target in (seeds.contrast(0, 3), 0, 3)]
+    assert torch.allclose(maps[0], maps[1] - maps[2], rtol=1e-6, atol=1e-9)
+
+
+def test_two_towers_are_explained_together():
+    model = made(Towers)
+    explanation = explain(model, (NUMBERS.repeat(1, 2), IDS), target=seeds.similarity())
+    assert set(explanation.relevance) == {'pixels', 'ids'}
+    assert all(relevance.any() for relevance in explanation.relevance.values())
+    with torch.no_grad():
+        output = model(NUMBERS.repeat(1, 2), IDS)
+    assert torch.allclose(explanation.output, torch.cosine_similarity(*output.values()))
+    assert_closed(explanation.audit())
+
+
+def test_a_gate_at_the_end_is_left_out_and_said():
+    model = made(Table)
+    explanation = explain(model, (IDS[:, 0] % 5, NUMBERS))
+    with Relevance(model, CPLRP(), select=lambda output: output) as attributor, pytest.raises(NoRelevance):
+        attributor((IDS[:, 0] % 5, NUMBERS))
+    assert 'sigmoid' in explanation.note
+    with torch.no_grad():
+        assert torch.allclose(explanation.output.sigmoid(), model(IDS[:, 0] % 5, NUMBERS)[:, 0])
+    assert set(explanation.relevance) == {'numbers', 'kinds'}
+    assert_closed(explanation.audit())
+    assert not explain(made(Tokens), IDS).note
+
+
+def test_classes_have_names():
+    model = made(Tokens)
+    model.config = type('Config', (), {'id2label': {0: 'no', 1: 'Yes', 2: 'maybe', 3: 'LABEL_3'}})()
+    assert explain(model, IDS, target='yes').target == ['Yes (1)', 'Yes (1)']
+    with pytest.raises(ValueError, match="has no class 'perhaps'; it has no, Yes, maybe$"):
+        explain(model, IDS, target='perhaps')
+
+
+# ---- what is wrong, and the advice -----------------------------------------------------------------------------------
+
+def test_training_mode_is_refused_and_eval_is_the_way():
+    model = made(Tokens).train()
+    with pytest.raises(ValueError, match=r'training mode.*model.eval\(\)'):
+        explain(model, IDS)
+    explain(model.eval(), IDS)
+
+
+def test_an_unknown_name_is_refused_with_those_that_there_are():
+    model = made(Tokens)
+    with pytest.raises(ValueError, match="'input_id'; did you mean input_ids"):
+        explain(model, ENCODED, wrt='input_id')
+    with pytest.raises(ValueError, match="no composite 'attnlrp'; there are cp_lrp, attn_lrp"):
+        explain(model, ENCODED, composite='attnlrp')
+    with pytest.raises(TypeError, match='is no composite'):
+        explain(model, ENCODED, composite=None)
+    with pytest.raises(ValueError, match='9.* does not fit 4 classes and 2 samples'):
+        explain(model, ENCODED, target=9)
+    with pytest.raises(TypeError, match='1.5 is no target'):
+        explain(model, ENCODED, target=1.5)
+    with pytest.raises(ValueError, match=r'returns shape \(2, 4, 4\); it needs one number'):
+        explain(model, ENCODED, target=logits)
+    explain(model, ENCODED, target=lambda output: output['logits'][:, -1, 0])
+
+
+def test_an_index_as_relevance_is_refused_and_a_seed_is_the_way():
+    model = made(Tokens)
+    with Relevance(model, CPLRP(), select=logits) as attributor, pytest.raises(TypeError, match='seeds.logit'):
+        attributor(IDS, 2)
+    with Relevance(model, CPLRP(), select=seeds.logit(2)) as attributor:
+        _, relevance = attributor(IDS)
+    assert torch.equal(relevance, explain(model, IDS, target=2).relevance)
+
+
+def test_integers_that_no_embedding_takes():
+    class OneHot(nn.Linear):
+        def forward(self, ids):
+            return super().forward(nn.functional.one_hot(ids, 11).double()).mean(1)
+    model = OneHot(11, 3).double().eval()
+    with pytest.raises(NoRelevance, match='no torch.nn.Embedding takes it; name the module'):
+        explain(model, IDS)
+
+
+def test_an_embedding_that_is_not_called_and_those_that_have_its_weight():
+    model = made(Tokens)
+    model.shared = nn.Embedding(11, 8).eval()
+    model.shared.weight = model.words.weight
+    with pytest.raises(NoRelevance, match='was not called in its forward.*words have its weight'):
+        explain(model, IDS, wrt='shared')
+    explain(model, IDS, wrt='words')
+
+
+def test_without_gradients_all_the_same():
+    with torch.no_grad():
+        assert explain(made(Tokens), IDS).relevance.any()
+
+
+def test_a_forward_that_a_context_changes_is_refused():
+    class Looks(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (2. if x.requires_grad else 1.)
+    model = Looks(3, 2).double().eval()
+    inputs = torch.rand(2, 3, dtype=torch.float64)
+    with pytest.raises(ChangedForward):
+        explain(model, inputs)
+    explain(model, inputs, compare=False)
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+def test_texts_and_images_are_shown_and_saved(tmp_path):
+    text = explain(made(Tokens), IDS)
+    shown = text.show(tokens=['a', 'b', 'c', '<d>'])
+    assert isinstance(shown, Text)
+    assert shown.tokens == ['a', 'b', 'c', '<d>']
+    assert '&lt;d&gt;' in text.html(tokens=['a', 'b', 'c', '<d>'])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3), nn.Softmax(-1)).double().eval()
+    image = explain(model, torch.rand(2, 3, 4, 4, dtype=torch.float64))
+    for name, explanation in (('text', text), ('image', image)):
+        for suffix in ('.pt', '.html', '.png'):
+            explanation.save(tmp_path / (name + suffix))
+            assert (tmp_path / (name + suffix)).stat().st_size > 100
+    assert torch.equal(torch.load(tmp_path / 'image.pt')['relevance'], image.relevance)
+    assert 'softmax' in image._repr_html_()
+    assert 'base64' in image._repr_html_()
+    with pytest.raises(ValueError, match='has to end in'):
+        text.save(tmp_path / 'text.doc')
+    with pytest.raises(ValueError, match='nothing was explained under the name'):
+        text.show('ids')

@@ -1,0 +1,184 @@
+'''Seeds: what is asked of the output of a model, as functions that run as a part of it.
+
+Each returns a function for ``select`` of :py:class:`~zennit_attn.attribution.Relevance` and
+:py:func:`~zennit_attn.conservation.audit`, or for ``target`` of :py:func:`~zennit_attn.explain`. It takes what the
+model returns and returns one number for each sample, of shape [batch]. Because it runs inside of the model, a
+difference of two logits is explained as a difference.
+
+The logits are the tensor that the model returns, or its ``logits``: of shape [batch, classes], or [batch, tokens,
+classes], of which one token is asked, the last by default.
+'''
+import torch
+
+#: Where models with outputs of several parts keep what is explained, in this order.
+PARTS = ('logits', 'out', 'last_hidden_state', 'sample', 'prediction_logits')
+
+
+def answer(output):
+    '''Return what a model answers: the tensor that it returns, or the likely one of the parts that it returns.
+
+    Parameters
+    ----------
+    output: :py:class:`torch.Tensor`, tuple, mapping or object
+        What a model returns.
+
+    Returns
+    -------
+    object
+        A tensor, if there is one under one of the usual names.
+    '''
+    if isinstance(output, torch.Tensor):
+        return output
+    for name in PARTS:
+        part = output.get(name) if isinstance(output, dict) else getattr(output, name, None)
+        if isinstance(part, torch.Tensor):
+            return part
+    return output[0] if isinstance(output, (tuple, list)) and output else output
+
+
+def logits_of(output, position=-1):
+    '''Return the logits of each sample.
+
+    Parameters
+    ----------
+    output: object
+        What a model returns.
+    position: int, optional
+        Of which token, where there are logits for each.
+
+    Returns
+    -------
+    :py:class:`torch.Tensor`
+        Of shape [batch, classes].
+
+    Raises
+    ------
+    TypeError
+        If there is no tensor of which to ask.
+    ValueError
+        If the tensor has another shape.
+    '''
+    logits = answer(output)
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(f'the output, a {type(output).__name__}, has no part with logits ({", ".join(PARTS)}); pass a '
+                        'function of the output that returns one number for each sample')
+    if logits.ndim == 1:
+        return logits[:, None]
+    if logits.ndim == 3:
+        return logits[:, position]
+    if logits.ndim != 2:
+        raise ValueError(f'the output has shape {tuple(logits.shape)}, and logits have [batch, classes] or [batch, '
+                         'tokens, classes]; pass a function of the output that returns one number for each sample')
+    return logits
+
+
+def _picked(logits, index):
+    index = torch.as_tensor(index, device=logits.device)
+    index = index.expand(len(logits)) if index.ndim == 0 else index
+    classes = logits.shape[1]
+    if index.shape != (len(logits),) or not ((-classes <= index) & (index < classes)).all():
+        raise ValueError(f'target {index.tolist()} does not fit {classes} classes and {len(logits)} samples')
+    return logits.gather(1, (index % classes)[:, None])[:, 0]
+
+
+def logit(index, position=-1):
+    r'''The logit of a class, :math:`z_c`.
+
+    Parameters
+    ----------
+    index: int or :py:class:`torch.Tensor`
+        The class, or one for each sample, of shape [batch].
+    position: int, optional
+        Of which token, where there are logits for each.
+
+    Returns
+    -------
+    callable
+    '''
+    return lambda output: _picked(logits_of(output, position), index)
+
+
+def predicted(position=-1):
+    r'''The largest logit of each sample, :math:`\max_c z_c`.
+
+    Parameters
+    ----------
+    position: int, optional
+        Of which token, where there are logits for each.
+
+    Returns
+    -------
+    callable
+    '''
+    def seed(output):
+        logits = logits_of(output, position)
+        return _picked(logits, logits.detach().argmax(1))
+    return seed
+
+
+def contrast(index=None, other=None, position=-1):
+    r'''A logit less another, :math:`z_c - z_d`: why this one and not that one?
+
+    Parameters
+    ----------
+    index: int or :py:class:`torch.Tensor`, optional
+        The class, or one for each sample. Default is the one with the largest logit.
+    other: int, :py:class:`torch.Tensor` or ``'mean'``, optional
+        The other class, or the mean of all others. Default is the one with the largest logit of all others.
+    position: int, optional
+        Of which token, where there are logits for each.
+
+    Returns
+    -------
+    callable
+    '''
+    def seed(output):
+        logits = logits_of(output, position)
+        first = logits.detach().argmax(1) if index is None else index
+        mine = _picked(logits, first)
+        if isinstance(other, str) and other == 'mean':
+            return mine - (logits.sum(1) - mine) / (logits.shape[1] - 1)
+        if other is not None:
+            return mine - _picked(logits, other)
+        rest = logits.detach().clone()
+        rest.scatter_(1, torch.as_tensor(first, device=rest.device).expand(len(rest))[:, None], -torch.inf)
+        return mine - _picked(logits, rest.argmax(1))
+    return seed
+
+
+def log_probability(index=None, position=-1):
+    r'''The logarithm of a probability, :math:`z_c - \ln \sum_d e^{z_d}`. The sum is a gate, and so a constant.
+
+    Parameters
+    ----------
+    index: int or :py:class:`torch.Tensor`, optional
+        The class, or one for each sample. Default is the one with the largest logit.
+    position: int, optional
+        Of which token, where there are logits for each.
+
+    Returns
+    -------
+    callable
+    '''
+    def seed(output):
+        logits = logits_of(output, position)
+        return _picked(logits, logits.detach().argmax(1) if index is None else index) - logits.logsumexp(1)
+    return seed
+
+
+def similarity(one='image_embeds', other='text_embeds'):
+    r'''The cosine of two embeddings that a model returns, :math:`\sum_i a_i b_i / (|a| |b|)`, of sample by sample.
+
+    Parameters
+    ----------
+    one, other: str or int
+        The names of the parts of the output, or their places.
+
+    Returns
+    -------
+    callable
+    '''
+    def part(output, name):
+        found = output[name] if isinstance(output, (dict, tuple, list)) else getattr(output, name)
+        return found / found.norm(dim=-1, keepdim=True)
+    return lambda output: (part(output, one) * part(output, other)).sum(-1)
