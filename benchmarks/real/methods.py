@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from zennit_attn.attribution import TokenGradient
-from zennit_attn.composites import CPLRP, AttnLRP, AttnLRPGamma, AttnTaylor, CPLRPGamma
+from zennit_attn.composites import CPLRP, AttnLRP, AttnLRPGamma, AttnTaylor, CPLRPGamma, Difference
 
 #: Steps of integrated gradients, and draws of SmoothGrad.
 STEPS = 20
@@ -149,6 +149,13 @@ def composite(name, build, contrast=False):
     return Method(name, partial(by_rule, build, contrast=contrast), '2')
 
 
+def difference(name, contrast=False, **settings):
+    '''Differences from the sample's reference, which take two forwards and one backward.'''
+    def build(sample):
+        return Difference(sample.reference, **settings)
+    return Method(name, partial(by_rule, build, contrast=contrast), '3')
+
+
 METHODS = [
     composite('CPLRP', lambda sample: CPLRP()),
     composite('CPLRP, contrast', lambda sample: CPLRP(), contrast=True),
@@ -157,6 +164,10 @@ METHODS = [
     composite('AttnLRPGamma', lambda sample: AttnLRPGamma()),
     composite('AttnLRPGamma(.25)', lambda sample: AttnLRPGamma(linear_gamma=.25)),
     composite('AttnTaylor', lambda sample: AttnTaylor()),
+    difference('Difference'),
+    difference('Difference, contrast', contrast=True),
+    difference('Difference now', norm='now'),
+    difference('Difference, gammas', linear_gamma=.25, conv_gamma=.25),
     Method('gradient x input', gradient_times_input, '2'),
     Method('integrated gradients', integrated_gradients, f'{2 * STEPS}'),
     Method('SmoothGrad', smooth_grad, f'{2 * STEPS}'),
