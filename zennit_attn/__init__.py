@@ -17,7 +17,7 @@ Or attach a composite with Zennit's attributors:
 Importing the package also registers its composites with Zennit: ``zennit.composites.COMPOSITES['cp_lrp']``.
 
 ======================================================  ==============================================================
-:py:func:`explain`                                      explains what a model says of an input, in one call
+:py:func:`explain`, :py:func:`explain_generation`       explains what a model says of an input, in one call
 :py:class:`CPLRP`, :py:class:`AttnLRP`,                 which rule goes where
 :py:class:`AttnTaylor`, :py:class:`Difference`
 :py:class:`AttentionCanonizer`                          brings attention to any other composite of Zennit
@@ -38,6 +38,7 @@ from .canonizers import AttentionCanonizer
 from .composites import CPLRP, AttnLRP, AttnTaylor, Difference
 from .conservation import audit
 from .explanation import Explanation, explain
+from .generation import Generation, explain_generation
 from .operators import register_operator
 from .testing import check_explanation
 
@@ -53,11 +54,13 @@ __all__ = [
     'AttnTaylor',
     'Difference',
     'Explanation',
+    'Generation',
     'Relevance',
     'TokenGradient',
     'audit',
     'check_explanation',
     'explain',
+    'explain_generation',
     'register_operator',
 ]
 

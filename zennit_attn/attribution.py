@@ -23,7 +23,7 @@ def call_model(model, input, embedding=None, select=None):
         The model's input, or its positional or its keyword arguments.
     embedding: :py:class:`torch.nn.Module` or dict, optional
         The module of the model from whose output it is explained, which is called once; or by name modules and which of
-        their calls, as :py:attr:`~zennit_attn.sources.Sources.outputs` has them.
+        their calls, as the ``outputs`` of :py:class:`~zennit_attn.sources.Sources` are.
     select: callable, optional
         Takes what the model returns and returns the tensor to explain. Default is what the model returns.
 

@@ -1,9 +1,9 @@
 '''Seeds: what is asked of the output of a model, as functions that run as a part of it.
 
-Each returns a function for ``select`` of :py:class:`~zennit_attn.attribution.Relevance` and
-:py:func:`~zennit_attn.conservation.audit`, or for ``target`` of :py:func:`~zennit_attn.explain`. It takes what the
-model returns and returns one number for each sample, of shape [batch]. Because it runs inside of the model, a
-difference of two logits is explained as a difference.
+Each returns a function for ``target`` of :py:func:`~zennit_attn.explanation.explain`, or for ``select`` of
+:py:class:`~zennit_attn.attribution.Relevance` and :py:func:`~zennit_attn.conservation.audit`. It takes what the model
+returns and returns one number for each sample, of shape [batch]. Because it runs inside of the model, a difference of
+two logits is explained as a difference.
 
 The logits are the tensor that the model returns, or its ``logits``: of shape [batch, classes], or [batch, tokens,
 classes], of which one token is asked, the last by default.

@@ -50,16 +50,19 @@ class Sources:
         return {'': next(iter(found.values()))} if self.alone and found else found
 
     def prepared(self, input):
-        '''Return the arguments with new tensors, of which those that are explained require a gradient.'''
+        '''Return the arguments with new tensors for those that are explained, which require a gradient, and these.
+
+        Lists and dicts inside without any of them stay the same objects, as a forward may write to a cache.
+        '''
         chosen = {keys: name for name, keys in self.arguments.items()}
         leaves = {}
 
         def convert(tree, keys):
             if isinstance(tree, torch.Tensor):
-                tensor = tree.detach()
                 if keys in chosen:
-                    leaves[chosen[keys]] = tensor = tensor.requires_grad_()
-                return tensor
+                    leaves[chosen[keys]] = tree.detach().requires_grad_()
+                    return leaves[chosen[keys]]
+                return tree.detach() if tree.requires_grad and len(keys) < 2 else tree
             items = items_of(tree)
             if items is None:
                 return tree

@@ -2,6 +2,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from zennit.composites import LayerMapComposite
 from zennit.rules import Epsilon, Pass
 
@@ -9,7 +10,7 @@ from cases.pairs import NEWER, PAIRS, before_activation, build
 from helpers import Snapshot, assert_closed, assert_restored, explain, one_hot, relative, stock
 from versions import each
 from zennit_attn.canonizers import AttentionCanonizer
-from zennit_attn.composites import CPLRP, AttnLRP
+from zennit_attn.composites import CPLRP, AttnLRP, AttnTaylor, Difference
 from zennit_attn.conservation import audit
 
 COMPOSITES = {'cp_lrp': CPLRP, 'attn_lrp': AttnLRP, 'stock': stock,
@@ -75,3 +76,41 @@ def test_conjugates_behind_a_rule():
     def epsilon():
         return LayerMapComposite([(nn.Linear, Epsilon(1e-12))], canonizers=[AttentionCanonizer(stabilizer=1e-12)])
     assert torch.allclose(explain(model, x, epsilon)[1], explain(model, x, CPLRP)[1], rtol=1e-6)
+
+
+def scaled_by_data(m, y):
+    m.fc2.weight.data.mul_(2.)
+    z = m.fc2(y)
+    m.fc2.weight.data.div_(2.)
+    return z * y
+
+
+def scaled_without_grad(m, y):
+    with torch.no_grad():
+        m.fc2.weight.mul_(2.)
+    z = m.fc2(y)
+    with torch.no_grad():
+        m.fc2.weight.div_(2.)
+    return z * y
+
+
+def replaced_by_data(m, y):
+    before = m.fc2.weight.data
+    m.fc2.weight.data = 2. * before
+    z = m.fc2(y)
+    m.fc2.weight.data = before
+    return z * y
+
+
+@pytest.mark.parametrize('changed', [scaled_by_data, scaled_without_grad, replaced_by_data])
+@pytest.mark.parametrize('composite', [CPLRP, AttnLRP, AttnTaylor, Difference])
+def test_weights_that_are_changed_and_changed_back(changed, composite):
+    (model, input), (other, _) = build(changed), build(
+        lambda m, y: functional.linear(y, 2. * m.fc2.weight, m.fc2.bias) * y)
+    held = model(input)  # a graph that holds the weights all the while
+    before = Snapshot(model)
+    output, relevance = explain(model, input, composite)
+    assert_restored(before, model)
+    assert torch.allclose(output, held, rtol=1e-9)
+    assert torch.allclose(relevance, explain(other, input, composite)[1], rtol=1e-9, atol=1e-12)
+    assert_closed(audit(model, composite(), input, one_hot))

@@ -558,6 +558,45 @@ def test_rule_that_modifies_a_computed_weight():
     follows(model, input, gamma)
 
 
+# parameters that are written to, and rules that are passed by
+
+def test_parameter_that_is_written_to_after_it_was_used():
+    def twice(m, a, b):
+        first = m.inner(a)
+        with torch.no_grad():
+            m.inner.weight.mul_(2.)
+        return first
+
+    def computed(m, a, b):
+        return F.linear(a, 1. * m.inner.weight, m.inner.bias)
+    model, input = build(twice)
+    refused(model, lambda: audit(model, CPLRP(), input, one_hot, compare=False), 'compute a tensor of the parameter')
+    follows(*build(computed))
+
+
+def test_parameter_of_a_module_with_a_rule_that_is_written_to():
+    def scaled(m, a, b):
+        m.inner.weight.data.mul_(2.)
+        out = m.inner(a)
+        m.inner.weight.data.div_(2.)
+        return out
+    model, input = build(scaled)
+    refused(model, lambda: audit(model, CPLRP(linear_gamma=.25), input, one_hot, compare=False), 'has a rule',
+            'before the model is called')
+    follows(model, input)
+    model, input = build(lambda m, a, b: m.inner(a))
+    model.inner.weight.data.mul_(2.)
+    follows(model, input, lambda: CPLRP(linear_gamma=.25))
+
+
+def test_forward_that_is_called_past_the_rule():
+    model, input = build(lambda m, a, b: nn.Linear.forward(m.inner, a))
+    refused(model, lambda: audit(model, CPLRP(linear_gamma=.25), input, one_hot), 'call the module')
+    follows(model, input)
+    model, input = build(lambda m, a, b: m.inner(a))
+    follows(model, input, lambda: CPLRP(linear_gamma=.25))
+
+
 # modules that cannot be seen
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')

@@ -9,7 +9,7 @@ from torch import nn
 from ..attention.fast_attention import causal_linear_attention
 from ..kernels import delta_rule
 from .multihead import attend, multihead_type, projections_of
-from .recurrences import delta_functions, run_delta_net
+from .recurrences import functions_of, run_recurrences
 
 
 class Family:
@@ -184,19 +184,19 @@ def _run_delta_rule(module, x):
     return module.output(rearrange(delta_rule(q, k, v, beta), 'b h n e -> n b (h e)'))
 
 
-class GatedDeltaNet(Family):
-    '''A delta rule that forgets, in chunks, step by step or in a kernel, which are three maps if they are followed.'''
+class Recurrences(Family):
+    '''A recurrence in chunks, step by step or in a kernel, which are three maps if they are followed.'''
     def matches(self, module):
-        '''Look for a forward that gives keywords of a gated delta rule to functions that are named like one.'''
-        return bool(delta_functions(module))
+        '''Look for a forward that gives keywords of a recurrence to functions that are named like one.'''
+        return bool(functions_of(module))
 
     def help(self, canonizer, module):
         '''Put the operator in the place of the functions.'''
-        forward = run_delta_net(module)
+        forward = run_recurrences(module)
         if forward is not None:
             canonizer.replace_call(module, lambda _: partial(forward, module))
 
 
 #: All families.
 FAMILIES = (LinearAttention(), ViTAttention(), Multihead(), FastAttention(), Reversible(), FastWeights(),
-            GatedDeltaNet())
+            Recurrences())

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from . import messages, vanishing
 from .assignments import Assignments
 from .domains import Moved, Reindexed, Source, ToGradient, ToRelevance
 from .origins import Origin, follow
+from .parameters import Parameters
 from .parts import Parts, Recipe, follow_parts, moved, of_base, of_view
 from .references import References
 from .tags import Tag, gate_of, origin_of, parts_of, tag_of, twin_of
@@ -50,6 +52,8 @@ class Forward:
         Whether somebody watches.
     references: :py:class:`~zennit_attn.engine.references.References` or None
         The second stream, if relevance is that of differences from a reference.
+    parameters: :py:class:`~zennit_attn.engine.parameters.Parameters`
+        The parameters of the model, which its code may write to.
     thread: int
         The thread that it runs in.
     normalizes: bool
@@ -60,6 +64,8 @@ class Forward:
         Whether there are tensors of which some elements are constants.
     makes: bool
         Whether there are constants of which it is known what they were made of.
+    rounding: list of tuple
+        Of what it was said that it rounds.
     ends: bool
         Whether it has to be known in what the model ends.
     refusal: :py:class:`~zennit_attn.errors.UntrackedTensor` or None
@@ -74,6 +80,7 @@ class Forward:
         self.location = engine.location
         self.assignments = Assignments(engine.location, rules)
         self.references = self._references()
+        self.parameters = Parameters(engine.location)
         self.thread = threading.get_ident()
         self.identity = object()  # for tags, which must not keep the engine alive
         self.carrying_tag = Tag(self.identity)
@@ -84,6 +91,7 @@ class Forward:
         self.parted = False
         self.makes = False
         self.ends = engine.selects
+        self.rounding: list = []
         self.refusal: UntrackedTensor | None = None
         self._last_gate: tuple | None = None
         self._last_end: tuple | None = None
@@ -168,7 +176,7 @@ class Forward:
     def selected(self, select: Callable, output: Any) -> Any:
         '''Compute what is explained of the root's output, by the rules that hold for the model as a whole.'''
         hooks = next((hooks for _, module, hooks in self.location.ruled if module is self.location.root), ())
-        inside = next((hook.rules_inside() for hook in hooks if hasattr(hook, 'rules_inside')), {})
+        inside: Mapping = next((hook.rules_inside() for hook in hooks if hasattr(hook, 'rules_inside')), {})
         with self.overriding(inside):
             return select(output)
 
@@ -421,6 +429,25 @@ class Forward:
         return tag is not None and not tag.carries
 
     # ---- checks ------------------------------------------------------------------------------------------------------
+
+    def watch_rounded(self, product: Any, place: tuple[str, str]) -> Any:
+        '''Warn, once, when relevance arrives at a product with what was rounded: it goes to the scale alone.'''
+        said = self.rounding
+
+        def warn(grad: torch.Tensor) -> None:
+            if not said and bool((grad != 0).any()):
+                said.append(place)
+                warnings.warn(messages.rounded(*place), stacklevel=2)
+        if isinstance(product, torch.Tensor) and product.requires_grad:
+            product.register_hook(warn)
+        return product
+
+    def check_not_passed_by(self) -> None:
+        '''Refuse code of a module with a rule that was called as a function, past the rule.'''
+        module = self.location.running_module()
+        _, hooks = self.assignments.modules.get(id(module), (None, ()))
+        if hooks and not hasattr(hooks[0], 'rules_inside'):
+            raise UnsupportedRule(messages.passed_by(*self.locate(), type(module).__name__, type(hooks[0]).__name__))
 
     def check_output(self, module: torch.nn.Module, output: Any) -> None:
         '''Refuse what a module returns if it comes from code that the engine cannot see.'''

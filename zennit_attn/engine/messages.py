@@ -67,6 +67,31 @@ def written_without_grad(module: str, line: str, name: str) -> str:
     )
 
 
+def rounded(name: str, line: str) -> str:
+    return (
+        f'module {name!r} rounds values that carry relevance, and multiplies them with others: what is rounded is a '
+        f'constant, so that only the scale receives relevance\n  {line}\nexplain the model before it was quantized, or '
+        'round so that the value goes on: x + (x.round() - x).detach()'
+    )
+
+
+def passed_by(name: str, line: str, kind: str, rule: str) -> str:
+    return (
+        f'module {name!r} has the rule {rule}, but its forward is called as a function, {kind}.forward(module, ...), '
+        f'which passes the rule by\n  {line}\ncall the module, or leave it without a rule'
+    )
+
+
+def written_parameter(module: str, line: str, name: str, parameter: str, ruled: str | None) -> str:
+    why = f'module {ruled!r} has a rule, which needs its values again in the backward pass' if ruled else (
+        'its values were used before, and are needed again in the backward pass')
+    return (
+        f'module {module!r} writes with {name} into parameter {parameter!r} while it is explained: {why}\n  {line}\n'
+        'compute a tensor of the parameter and use that, as in functional.linear(x, 2 * weight), or write to the '
+        'parameter before the model is called'
+    )
+
+
 def shared_memory(module: str, line: str, name: str) -> str:
     return (
         f'module {module!r} writes with {name} into a tensor of which several elements share memory, such as an '

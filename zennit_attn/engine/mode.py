@@ -40,6 +40,7 @@ _GRADIENTS = _SWITCHES | {torch.autograd.grad, torch.Tensor.backward, torch.Tens
 
 
 _COPY = lookup(torch.Tensor.copy_)
+_SET_DATA = torch.Tensor.data.__set__
 
 
 class Engine(TorchFunctionMode):
@@ -246,14 +247,23 @@ class Engine(TorchFunctionMode):
         operands = [tensor for tensor in tensors if tensor.requires_grad]
         forward = self.forward
         if not operands:
+            if operator is not None and args and (
+                    operator.inplace or (operator.kind is Kind.REFUSED and func == _SET_DATA)):
+                forward.parameters.check_write(args[0], operator.name)
             output = func(*args, **(kwargs or {}))
             if forward.references is not None:
                 forward.references.follow_constants(operator, func, args, kwargs or {}, output)
             elif forward.makes and operator is not None:
                 return self._follow_constants(operator, func, args, kwargs or {}, output)
             return output
+        if forward.parameters.written:
+            args, kwargs = forward.parameters.kept(args, kwargs or {})
         if forward.makes and len(tensors) > len(operands) and operator is not None and operator.kind in PRODUCTS:
+            # A scale is one number for many elements.
+            place = vanishing.rounded(tensors, max(operand.numel() for operand in operands))
             vanishing.forget(tensors)
+            if place is not None:
+                return forward.watch_rounded(self.dispatch(operator, func, args, kwargs or {}, operands), place)
         if forward.direct and operator is not None and len(operands) <= operator.direct and (
                 forward.are_plain(operands)) and not (operator.pairwise and len(operands) == 1 and shifts(args)):
             return self._run_directly(forward, operator, func, args, kwargs or {}, operands, len(tensors))
@@ -320,6 +330,9 @@ class Engine(TorchFunctionMode):
 
     def _follow_constants(self, operator, func, args, kwargs, output):
         '''Note what a constant was made of, or run the function again where it is an activation of that.'''
+        place = vanishing.rounded(tensors_in(args, kwargs))
+        if place is not None and isinstance(output, torch.Tensor) and output.is_floating_point():
+            output.lrp_rounded = place
         found = vanishing.follow(operator, func, args, kwargs)
         if found is None:
             return output
@@ -491,6 +504,10 @@ class Engine(TorchFunctionMode):
         forward, kind = self.forward, call.operator.kind
         if call.operator.mask is not None:
             call.flatten_mask()
+        if call.operator.draws:
+            call.draw()
+        if kind is Kind.LINEAR and forward.assignments.modules:
+            forward.check_not_passed_by()
         if forward.references is not None:
             forward.references.begin(call)
         origins = [origin_of(operand) for operand in call.operands]

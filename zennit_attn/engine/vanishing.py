@@ -20,6 +20,10 @@ ZERO = 1e-12
 BOUNDED = frozenset(('sigmoid', 'expit', 'erfc', 'ndtr', 'hardsigmoid'))
 
 
+#: What takes values to the nearest whole number.
+ROUNDING = frozenset(('round',))
+
+
 class Function:
     '''A function of each element of one tensor, which it does not keep: calls with numbers, one in the other.'''
     __hash__ = None  # type: ignore[assignment]  # each forward makes its own, which no cache must keep
@@ -60,6 +64,9 @@ class Made(NamedTuple):
 def note(call: Call, output: Any) -> bool:
     '''Note on the result of a gate what it was made of, and return whether it was.'''
     operator, operands = call.operator, call.operands
+    if operator.name in ROUNDING and isinstance(output, torch.Tensor):
+        output.lrp_rounded = call.forward.locate()  # type: ignore[attr-defined]  # tensors take attributes
+        return True
     smooth = operator.kind is Kind.GATE and operator.smooth and not operator.joint
     if not (smooth or operator.exponent is not None) or call.inplace or call.kwargs or len(operands) != 1:
         return False
@@ -91,6 +98,12 @@ def forget(tensors: list[torch.Tensor]) -> None:
     for tensor in tensors:
         if not tensor.requires_grad and hasattr(tensor, 'lrp_made'):
             del tensor.lrp_made
+
+
+def rounded(tensors: list[torch.Tensor], least: int = 0) -> tuple[str, str] | None:
+    '''Return the module and the line that rounded what a constant with more than some elements is of, or None.'''
+    return next((found for tensor in tensors if (found := getattr(tensor, 'lrp_rounded', None)) is not None
+                 and not tensor.requires_grad and tensor.numel() > least), None)
 
 
 def follow(operator: Operator, func: Callable, args: tuple, kwargs: dict) -> Made | None:

@@ -97,6 +97,9 @@ op('max', Kind.SELECT, of_two=torch.maximum, weighs='extremum')
 op('min', Kind.SELECT, of_two=torch.minimum, weighs='extremum')
 op('amax amin cummax cummin', Kind.SELECT, weighs='extremum')
 op('nan_to_num', Kind.SELECT, bounds=True)
+for _dims in (2, 3):
+    for _ending in ('', '_with_indices'):
+        op(getattr(functional, f'fractional_max_pool{_dims}d{_ending}'), Kind.SELECT, draws=_dims)
 
 # sums
 

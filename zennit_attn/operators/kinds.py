@@ -129,6 +129,8 @@ class Operator:
         Of a gate that returns several tensors: those that are linear in its operand.
     mask: int or None
         The position of an attention mask, which may be a subclass of a tensor.
+    draws: int
+        Of a pooling of places that are drawn: in how many dimensions.
     random: bool
         Whether it draws at random, so that it can not be run again.
     trains: str or None
@@ -177,6 +179,7 @@ class Operator:
     linear_outputs: tuple[int, ...] = ()
     mask: int | None = None
     random: bool = False
+    draws: int = 0
     trains: str | None = None
     harmless: bool = False
     tangent: Callable[..., Any] | None = None

@@ -4,12 +4,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+
 from ..operators import Kind, Operator, lookup, out_of_place
 from ..trees import substitute, tensors_in
 
 if TYPE_CHECKING:
-    import torch
-
     from ..observer import OperatorObserver
     from .reference import Reference
     from .rule import Rule
@@ -95,6 +95,14 @@ class Call:
             if name not in self.kwargs:
                 break
             self.args = (*self.args, self.kwargs.pop(name))
+
+    def draw(self) -> None:
+        '''Draw the places of a pooling as torch does, so that the call is the same whenever it runs again.'''
+        dims, input = self.operator.draws, self.args[0]
+        if self.kwargs.get('_random_samples') is None and len(self.args) < 6:
+            batch = 1 if input.ndim == dims + 1 else input.shape[0]
+            samples = torch.rand(batch, input.shape[-dims - 1], dims, dtype=input.dtype, device=input.device)
+            self.kwargs = {**self.kwargs, '_random_samples': samples}
 
     def watched_by(self, record: OperatorObserver | None) -> None:
         '''Let an observer watch the call: what it writes to in place is kept as it was.'''

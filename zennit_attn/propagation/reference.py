@@ -12,10 +12,9 @@ from ..trees import substitute, tensors_in
 if TYPE_CHECKING:
     from .call import Call
 
-#: Functions that draw at random in a way that leaves them linear, or pick places: both streams get the same draws.
+#: Functions that draw at random in a way that leaves them linear: both streams get the same draws.
 _DRAW = frozenset('''
     alpha_dropout dropout dropout1d dropout2d dropout3d feature_alpha_dropout feature_dropout native_dropout rrelu
-    fractional_max_pool2d fractional_max_pool3d fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices
     scaled_dot_product_attention gumbel_softmax
     '''.split())
 

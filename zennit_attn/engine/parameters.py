@@ -1,0 +1,69 @@
+'''Parameters that a forward writes to: what was computed with them has to keep the values that they had.
+
+A forward may normalize its weights in place, or scale them and scale them back. Autograd does not see what goes by
+``.data`` or a detached alias, and would take the values of the end for those of the way.
+'''
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from ..errors import UnsupportedOperator
+from ..trees import address, substitute
+from . import messages
+from .location import Location
+
+
+class Parameters:
+    '''The parameters of a model during one forward.
+
+    Parameters
+    ----------
+    location: :py:class:`~zennit_attn.engine.location.Location`
+        Knows the modules of the model, and which of them have rules.
+
+    Attributes
+    ----------
+    written: set
+        Where the values of those are that were written to, and their ``id``.
+    '''
+    def __init__(self, location: Location):
+        self._location = location
+        self._names: dict[Any, tuple[str, torch.Tensor]] | None = None
+        # Who holds them before the forward starts, such as the graph of an earlier output.
+        self._holders = {id(parameter): parameter._use_count() for _, module in location.modules
+                         for parameter in module._parameters.values() if parameter is not None}
+        self.written: set = set()
+
+    def check_write(self, target: Any, name: str) -> None:
+        '''Note a write in place to a constant, if that is a parameter, or refuse it if its values are needed.'''
+        if not isinstance(target, torch.Tensor):
+            return
+        found = self._known().get(address(target, shared=True))
+        if found is None:
+            return
+        parameter, tensor = found
+        ruled = next((module for module, _, _ in self._location.ruled
+                      if parameter.rpartition('.')[0] == module and module), None)
+        if ruled is not None or tensor._use_count() > self._holders[id(tensor)]:  # type: ignore[attr-defined]
+            raise UnsupportedOperator(messages.written_parameter(*self._location.locate(), name, parameter, ruled))
+        self.written |= {address(target, shared=True), id(target)}  # by its id, as it may be given other memory
+
+    def kept(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        '''Return arguments with copies of the parameters that were written to.'''
+        return substitute((args, kwargs), lambda tensor: tensor.detach().clone() if (
+            not tensor.requires_grad and not self.written.isdisjoint((address(tensor, shared=True), id(tensor)))
+        ) else tensor)
+
+    def _known(self):
+        if self._names is None:
+            self._names = dict(self._each())
+        return self._names
+
+    def _each(self) -> Iterable:
+        for name, module in self._location.modules:
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    yield address(parameter, shared=True), (f'{name}.{key}' if name else key, parameter)
