@@ -1,12 +1,10 @@
 '''Published gated delta nets: one map in chunks of any size and step by step, and the forward that they have.'''
-from contextlib import ExitStack
 from unittest import mock
 
 import pytest
 import torch
 
 from attention.helpers import published
-from attention.test_recurrent import in_double
 from cases.families import COMPOSITES, explain_largest
 from helpers import Snapshot, assert_closed, assert_restored, relative
 from zennit_attn.canonizers import AttentionCanonizer, recurrences
@@ -62,15 +60,6 @@ def ways(code, functions):
     chunked, recurrent = (getattr(code, function) for function in functions)
     return {'chunks of 64': chunked, 'steps': recurrent,
             'chunks of 4': lambda *args, **kwargs: chunked(*args, **{**kwargs, 'chunk_size': 4})}
-
-
-@pytest.fixture
-def double():
-    '''The published code in float64, which it is not by itself.'''
-    with ExitStack() as stack:
-        for patch in in_double():
-            stack.enter_context(patch)
-        yield
 
 
 @every_model

@@ -1,12 +1,10 @@
 '''Published state spaces of Mamba-2: one map in chunks of any size and step by step, and the forward that they have.'''
-from contextlib import ExitStack
 from unittest import mock
 
 import pytest
 import torch
 
 from attention.helpers import published
-from attention.test_recurrent import in_double
 from cases.families import COMPOSITES, explain_largest
 from helpers import Snapshot, assert_closed, assert_restored, relative
 from zennit_attn.canonizers import AttentionCanonizer, recurrences
@@ -68,15 +66,6 @@ def step_by_step(code):
                 dt_softplus=dt_softplus))
         return torch.stack(outs, dim=1)
     return scan
-
-
-@pytest.fixture
-def double():
-    '''The published code in float64, which it is not by itself.'''
-    with ExitStack() as stack:
-        for patch in in_double():
-            stack.enter_context(patch)
-        yield
 
 
 @every_model

@@ -1,5 +1,6 @@
 '''Families of attention blocks: how to recognise one by its structure, and what the engine cannot know of it.'''
 from functools import partial
+from inspect import signature, unwrap
 from types import FunctionType
 
 import torch
@@ -7,9 +8,9 @@ from einops import rearrange
 from torch import nn
 
 from ..attention.fast_attention import causal_linear_attention
-from ..kernels import delta_rule
+from ..kernels import delta_rule, gated_linear_attention
 from .multihead import attend, multihead_type, projections_of
-from .recurrences import functions_of, run_recurrences
+from .recurrences import copied, exact, functions_of, run_recurrences
 
 
 class Family:
@@ -197,6 +198,44 @@ class Recurrences(Family):
             canonizer.replace_call(module, lambda _: partial(forward, module))
 
 
+class LightningAttention(Family):
+    '''Lightning attention, whose blocks of tokens are matrices, and whose size is a detail that changes the map.'''
+    def matches(self, module):
+        '''Look for the projections, the rates of decay, and code that reads the decays of a block.'''
+        names = ('qkv_proj', 'out_proj', 'output_gate', 'norm')
+        code = getattr(unwrap(type(module).forward), '__code__', None)
+        return _has(module, dict.fromkeys(names, nn.Module)) and code is not None and (
+            {'slope_rate', 'diagonal_decay', 'block_size', 'act_fn', 'num_attention_heads', 'head_dim'}
+            <= {*code.co_names}) and 'forward' not in module.__dict__
+
+    def help(self, canonizer, module):
+        '''Run the operator in place of the blocks.'''
+        canonizer.replace_call(module, lambda forward: partial(_run_lightning, module, forward))
+
+
+def _run_lightning(module, forward, *args, **kwargs):
+    given = signature(unwrap(type(module).forward)).bind(module, *args, **kwargs).arguments
+    given = {**given, **given.pop('kwargs', {})}
+    x, mask = given['hidden_states'], given.get('attention_mask')
+    caches = [given[name] for name in ('cache', 'past_key_values', 'past_key_value') if given.get(name) is not None]
+    cache = caches[0] if caches else None
+    if cache is not None and not hasattr(cache, 'set_linear_cache'):
+        return forward(*args, **kwargs)
+    qkv = module.act_fn(module.qkv_proj(x))
+    qkv = qkv if mask is None else (qkv * mask[:, :, None]).to(qkv.dtype)
+    q, k, v = rearrange(qkv, 'b n (h three d) -> three b h n d', three=3, h=module.num_attention_heads).unbind(0)
+    decay = -module.slope_rate.view(-1, 1).expand(*q.shape[:-1])
+    out, last = gated_linear_attention(
+        q, k, v, decay, initial_state=None if cache is None else cache.get_linear_cache(module.layer_idx),
+        output_final_state=True)
+    out = module.norm(rearrange(out, 'b h n d -> b n (h d)'))
+    result = module.out_proj(torch.sigmoid(module.output_gate(x)) * out), last
+    if cache is None:
+        return exact(result, lambda: forward(*copied(args), **copied(kwargs)))
+    cache.set_linear_cache(module.layer_idx, last)
+    return result
+
+
 #: All families.
 FAMILIES = (LinearAttention(), ViTAttention(), Multihead(), FastAttention(), Reversible(), FastWeights(),
-            Recurrences())
+            Recurrences(), LightningAttention())

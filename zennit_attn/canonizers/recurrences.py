@@ -78,7 +78,7 @@ def run_recurrences(module):
     return with_functions(type(module).forward, functions_of(module))
 
 
-def _exact(outputs, published):
+def exact(outputs, published):
     '''Outputs of an operator as published functions have them, which compute in float32 whatever they are given.
 
     In a model in float64 what they round off is added, as a constant: its output is the model's own to the last digits.
@@ -95,8 +95,9 @@ def _rounds(tensor):
     return tensor.dtype is torch.float64
 
 
-def _copied(*trees):
-    return substitute(trees, lambda tensor: tensor.detach().clone())
+def copied(tree):
+    '''Return new lists, tuples and dicts with copies of the tensors, which carry nothing.'''
+    return substitute(tree, lambda tensor: tensor.detach().clone())
 
 
 # ---- the delta rule --------------------------------------------------------------------------------------------------
@@ -119,8 +120,8 @@ def _gated_delta_rule(original, query, key, value, g, beta, chunk_size=None, ini
     query = query * query.shape[-1] ** -0.5
     out, last = gated_delta_rule(*(each.transpose(1, 2) for each in (query, key, value, beta, g)),
                                  initial_state=initial_state, output_final_state=True)
-    return _exact((out.transpose(1, 2).to(query.dtype), last if output_final_state else None),
-                  lambda: call(*_copied(*given)))
+    return exact((out.transpose(1, 2).to(query.dtype), last if output_final_state else None),
+                  lambda: call(*copied(given)))
 
 
 # ---- state spaces ----------------------------------------------------------------------------------------------------
@@ -157,7 +158,7 @@ def _chunk_scan(original, *args, return_final_states=False, initial_states=None,
     x, dt, *rest = args
     steps = _steps(dt, kwargs.get('dt_bias'), kwargs.get('dt_softplus'), kwargs.get('dt_limit'))
     out, last = _state_space(x, steps, *rest, kwargs.get('D'), kwargs.get('z'), initial_states)
-    result = _exact((out, last if return_final_states else None), lambda: call(*_copied(args, kwargs, initial_states)))
+    result = exact((out, last if return_final_states else None), lambda: call(*copied((args, kwargs, initial_states))))
     return result if return_final_states else result[0]
 
 
@@ -166,12 +167,12 @@ def _state_update(original, state, *args, **kwargs):
     if len(args) < 5 or state.ndim != 4:
         return original(state, *args, **kwargs)
     x, dt, rates, keys, queries, *skip = args
-    copies = _copied(state, args, kwargs)
+    copies = copied((state, args, kwargs))
     steps = _steps(dt, kwargs.get('dt_bias'), kwargs.get('dt_softplus'))[..., 0]
     gate = kwargs.get('z')
     out, last = _state_space(x[:, None], steps[:, None], rates[:, 0, 0], keys[:, None], queries[:, None],
                              skip[0] if skip else kwargs.get('D'), None if gate is None else gate[:, None], state)
-    out, last = _exact((out[:, 0], last), lambda: (original(copies[0], *copies[1], **copies[2]), copies[0]))
+    out, last = exact((out[:, 0], last), lambda: (original(copies[0], *copies[1], **copies[2]), copies[0]))
     state.copy_(last.to(state.dtype))
     return out
 
