@@ -8,7 +8,7 @@ from zennit.attribution import Gradient
 from .canonizers.attention import AttentionCanonizer, engine_of
 from .errors import NoRelevance
 from .plain import PlainForward
-from .sources import call, explained_outputs, resolve
+from .sources import as_given, call, explained_outputs, resolve
 from .trees import tensors_of
 
 
@@ -203,7 +203,8 @@ class Relevance(Gradient):
         -------
         :py:class:`~zennit_attn.sources.Sources`
         '''
-        key = (*(input if isinstance(input, Mapping) else ()), *(tensor.dtype for tensor in tensors_of(input)))
+        names = input if isinstance(input, Mapping) else ()
+        key = (*names, *(tensor.dtype for tensor in tensors_of(as_given(input))))
         if key not in self._found:
             self._found[key] = resolve(self.model, input, self.wrt, self._outside)
         return self._found[key]

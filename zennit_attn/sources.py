@@ -9,7 +9,7 @@ import torch
 
 from .errors import NoRelevance
 from .plain import restored
-from .trees import items_of, rebuilt, with_items
+from .trees import items_of, with_items
 
 #: Names of arguments that say where to look, or of what sort something is, and not what there is.
 _SIDE = re.compile(r'mask|position|token_type|segment|labels?$|cache|lengths?$')
@@ -46,6 +46,7 @@ class Sources:
             for key in keys:
                 tree = items_of(tree)[key]
             return tree.detach()
+        input = as_given(input)
         found = {name: at(input, keys) for name, keys in {**self.arguments, **self.taken}.items()}
         return {'': next(iter(found.values()))} if self.alone and found else found
 
@@ -67,7 +68,7 @@ class Sources:
             if items is None:
                 return tree
             return with_items(tree, items, {key: convert(item, (*keys, key)) for key, item in items.items()})
-        prepared = convert(input, ())
+        prepared = convert(as_given(input), ())
         return prepared, {name: leaves[name] for name in self.arguments}
 
 
@@ -117,6 +118,11 @@ def resolve(model, input, wrt=None, outside=nullcontext):
     return Sources(arguments, outputs, alone, {name: found[name][0] for name in integers if name in outputs})
 
 
+def as_given(input):
+    '''Return a mapping as a dict: what a tokenizer or a processor returns is none.'''
+    return dict(input) if isinstance(input, Mapping) else input
+
+
 def _named(model, input):
     '''The tensors of the arguments by name, with the keys under which they are found.'''
     found = {}
@@ -128,7 +134,7 @@ def _named(model, input):
             walk(item, (*keys, key), f'{name}.{key}' if name else str(key))
     if isinstance(input, (torch.Tensor, Mapping)):
         only = _parameters(model)[:1] if isinstance(input, torch.Tensor) else []
-        walk(dict(input) if isinstance(input, Mapping) else input, (), only[0] if only else '')
+        walk(as_given(input), (), only[0] if only else '')
     else:
         names = _parameters(model)
         for position, item in enumerate(input):
@@ -207,7 +213,7 @@ def _embeddings(model, input, integers, needed):
                 stack.callback(module.register_forward_hook(watch).remove)
         stack.enter_context(restored(model))
         stack.enter_context(torch.no_grad())
-        call(model, rebuilt(dict(input) if isinstance(input, Mapping) else input, lambda tensor: tensor))
+        call(model, as_given(input))
     missing = [name for name in integers if name not in found]
     if missing and (needed or not found):
         raise NoRelevance(f'{missing[0] or "the input"} of {type(model).__name__} holds integers, and no '

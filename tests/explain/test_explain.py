@@ -1,4 +1,7 @@
 '''One call for any input and any answer: equal to an explanation by hand, with a ledger that closes.'''
+from collections import UserDict
+from types import MappingProxyType
+
 import pytest
 import torch
 from torch import nn
@@ -215,6 +218,34 @@ def test_a_gate_at_the_end_is_left_out_and_said():
     assert set(explanation.relevance) == {'numbers', 'kinds'}
     assert_closed(explanation.audit())
     assert not explain(made(Tokens), IDS).note
+
+
+@pytest.mark.parametrize('wrapped', [UserDict, MappingProxyType, dict])
+def test_what_a_tokenizer_or_a_processor_returns(wrapped):
+    tokens, table = made(Tokens), made(Table)
+    one = explain(tokens, wrapped(ENCODED), target=2)
+    assert torch.equal(one.relevance['input_ids'], explain(tokens, ENCODED, target=2).relevance['input_ids'])
+    assert_closed(one.audit())
+    other = explain(table, wrapped({'kinds': IDS[:, 0] % 5, 'numbers': NUMBERS}))
+    assert torch.equal(other.relevance['numbers'], explain(table, (IDS[:, 0] % 5, NUMBERS)).relevance['numbers'])
+    assert_closed(other.audit())
+
+
+def test_nested_arguments_and_lists():
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(2, 3)
+
+        def forward(self, batch, scale=1.):
+            return self.head(batch['x'] + batch['more'][0]) * scale
+    model = made(Nested)
+    inputs = {'batch': {'x': NUMBERS, 'more': [NUMBERS.flip(0)]}, 'scale': torch.tensor(2., dtype=torch.float64)}
+    assert set(explain(model, inputs).relevance) == {'batch.x', 'batch.more.0', 'scale'}
+    assert set(explain(model, inputs, wrt=['batch']).relevance) == {'batch.x', 'batch.more.0'}
+    alone = explain(model, inputs, wrt='batch.x')
+    assert alone.relevance.shape == NUMBERS.shape
+    assert_closed(alone.audit())
 
 
 def test_classes_have_names():

@@ -2,6 +2,7 @@
 import sys
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from ..observer import Observer, OperatorObserver
 from ..operators import Kind
 from ..propagation import HIDDEN_BIAS, Absorbed, softmax_dim
 from ..propagation.constants import added
-from ..trees import address, gathered, substitute, tensors_in
+from ..trees import address, gathered, substitute, tensors_in, tensors_of
 from .ledger import Operation, Sink
 
 
@@ -49,6 +50,7 @@ class Recorder(Observer):
         self.counts = Counter()
         self.functions_accepted = []
         self.names = {address(tensor, shared=True): name for name, tensor in _named_tensors(model)}
+        self.made = {}
 
     def backward(self, output, inputs, relevance, sample):
         '''Run the backward pass of one sample and return the relevance found at the inputs.'''
@@ -58,6 +60,12 @@ class Recorder(Observer):
         found = torch.autograd.grad(output, inputs, own, retain_graph=sample + 1 < len(relevance), allow_unused=True)
         zero = torch.zeros((), dtype=torch.float64, device=output.device)
         return sum((gathered(part.double().sum()) for part in found if part is not None), zero)
+
+    def note_constants(self, name, output):
+        '''Note which module made tensors that carry nothing, such as embeddings of positions; the inner one counts.'''
+        for tensor in tensors_of(output):
+            if tensor.is_floating_point() and not tensor.requires_grad:
+                self.made.setdefault(address(tensor, shared=True), (name, tensor))  # which keeps its place taken
 
     def take(self, key, amount):
         '''Book an amount for a sink, for the sample whose backward pass runs.'''
@@ -121,8 +129,14 @@ def recorded(model, engine):
     '''Yield a recorder that measures what happens to a model.'''
     recorder = Recorder(model, engine)
     if engine is not None:
-        with engine.observed_by(recorder):
-            yield recorder
+        handles = [module.register_forward_hook(partial(_note_constants, recorder, name))
+                   for name, module in model.named_modules() if name]
+        try:
+            with engine.observed_by(recorder):
+                yield recorder
+        finally:
+            for handle in handles:
+                handle.remove()
         return
     handles = [handle for name, module in model.named_modules() for hook in zennit_hooks(module)
                for handle in _watch_rule(recorder, module, SinkKey(name, type(hook).__name__, 'rule', ''))]
@@ -131,6 +145,10 @@ def recorded(model, engine):
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _note_constants(recorder, name, module, args, output):
+    recorder.note_constants(name, output)
 
 
 def _watch_rule(recorder, module, key):
@@ -215,7 +233,8 @@ class _Record(OperatorObserver):
             return 'bias', biases[0]
         if names:
             return 'parameter', ', '.join(dict.fromkeys(names))
-        return 'constant', _number(self.call)
+        made = [self.recorder.made[storage][0] for storage in storages if storage in self.recorder.made]
+        return 'constant', ', '.join(dict.fromkeys(made)) or _number(self.call)
 
 
 def _named_tensors(model):
@@ -253,6 +272,8 @@ def _layout(tensor):
 
 
 def _number(call):
+    if call.operator.kind is Kind.REARRANGE:  # whose numbers are places and sizes
+        return 'tensor'
     numbers = [str(arg) for arg in call.args if isinstance(arg, (int, float)) and not isinstance(arg, bool)]
     return ', '.join(numbers) if numbers else 'tensor'
 

@@ -18,6 +18,7 @@ from ..trees import leaves, rebuilt, tensors_in, tensors_of
 from . import messages, vanishing
 from .assignments import Assignments
 from .domains import Moved, Reindexed, Source, ToGradient, ToRelevance
+from .hidden import HiddenWrites
 from .origins import Origin, follow
 from .parameters import Parameters
 from .parts import Parts, Recipe, follow_parts, moved, of_base, of_view
@@ -54,6 +55,8 @@ class Forward:
         The second stream, if relevance is that of differences from a reference.
     parameters: :py:class:`~zennit_attn.engine.parameters.Parameters`
         The parameters of the model, which its code may write to.
+    hidden: :py:class:`~zennit_attn.engine.hidden.HiddenWrites`
+        What its code writes past autograd.
     thread: int
         The thread that it runs in.
     normalizes: bool
@@ -81,6 +84,7 @@ class Forward:
         self.assignments = Assignments(engine.location, rules)
         self.references = self._references()
         self.parameters = Parameters(engine.location)
+        self.hidden = HiddenWrites(self)
         self.thread = threading.get_ident()
         self.identity = object()  # for tags, which must not keep the engine alive
         self.carrying_tag = Tag(self.identity)

@@ -83,12 +83,19 @@ def passed_by(name: str, line: str, kind: str, rule: str) -> str:
 
 
 def written_parameter(module: str, line: str, name: str, parameter: str, ruled: str | None) -> str:
-    why = f'module {ruled!r} has a rule, which needs its values again in the backward pass' if ruled else (
-        'its values were used before, and are needed again in the backward pass')
+    before = f'module {ruled!r}, which has a rule, ran before' if ruled else 'its values were used before'
     return (
-        f'module {module!r} writes with {name} into parameter {parameter!r} while it is explained: {why}\n  {line}\n'
+        f'module {module!r} writes with {name} into parameter {parameter!r} while it is explained: {before}, and '
+        f'they are needed again in the backward pass\n  {line}\n'
         'compute a tensor of the parameter and use that, as in functional.linear(x, 2 * weight), or write to the '
         'parameter before the model is called'
+    )
+
+
+def hidden_write(module: str, line: str, name: str) -> str:
+    return (
+        f'module {module!r} writes with {name} past autograd (.data, detach) into the memory of a tensor that carries '
+        f'relevance, where no rule can follow\n  {line}\nwrite into a clone of it, or into the tensor itself'
     )
 
 

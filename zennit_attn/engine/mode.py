@@ -23,6 +23,7 @@ from . import messages, vanishing
 from .arguments import Arguments
 from .domains import BackwardPasses, watching
 from .forward import Forward
+from .hidden import ALIASES
 from .location import Location
 from .memory import guard
 from .module_calls import apply_to_operator
@@ -37,6 +38,7 @@ from .weights import plan
 _SWITCHES = frozenset((torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__))
 #: Functions by which code asks for gradients while it runs.
 _GRADIENTS = _SWITCHES | {torch.autograd.grad, torch.Tensor.backward, torch.Tensor.register_hook}
+_WATCHED = _GRADIENTS | ALIASES
 
 
 _COPY = lookup(torch.Tensor.copy_)
@@ -199,6 +201,7 @@ class Engine(TorchFunctionMode):
             with self._running(forward), without_recomputation(), uncompiled(), self:
                 output = function(*args, **kwargs)
                 chosen = output if self._select is None else forward.selected(self._select, output)
+            forward.hidden.check()
             return forward.leave(chosen, selected=chosen is not output)
         finally:
             arguments.leave(forward.give_back)
@@ -240,7 +243,7 @@ class Engine(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         operator = TABLE.get(func) or lookup(func)
         if operator is not None and operator.kind is Kind.PLAIN and not operator.inplace:
-            if func in _GRADIENTS:
+            if func in _WATCHED:
                 return self._run_watched(func, args, kwargs or {})
             return func(*args, **(kwargs or {}))
         tensors = tensors_in(args, kwargs) if kwargs else tensors_in(*args)
@@ -249,6 +252,7 @@ class Engine(TorchFunctionMode):
         if not operands:
             if operator is not None and args and (
                     operator.inplace or (operator.kind is Kind.REFUSED and func == _SET_DATA)):
+                forward.hidden.check_write(args[0], operator.name)
                 forward.parameters.check_write(args[0], operator.name)
             output = func(*args, **(kwargs or {}))
             if forward.references is not None:
@@ -539,9 +543,16 @@ class Engine(TorchFunctionMode):
         return output
 
     def _run_watched(self, func, args, kwargs):
-        '''Refuse gradients taken while the model runs: they would be those of the rules. Hooks may only look.'''
+        '''Refuse gradients taken while the model runs: they would be those of the rules. Hooks may only look.
+
+        Where code asks for the memory of a tensor, that is noted.
+        '''
         if func in _SWITCHES:
             return self._switch(func, args, kwargs)
+        if func in ALIASES:
+            alias = func(*args, **kwargs)
+            self.forward.hidden.note_alias(func, args[0], alias)
+            return alias
         if not any(tensor.requires_grad for tensor in tensors_in(args, kwargs)):
             return func(*args, **kwargs)
         module, line = self.forward.locate()

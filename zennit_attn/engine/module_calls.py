@@ -135,6 +135,7 @@ class HookedCall:
 def call_module(forward, module, hooks, function, args, kwargs):
     '''Call a module that has a Zennit rule: a leaf, of whose inside the engine stays out.'''
     name, hook = forward.location.name_of(module), hooks[0]
+    forward.parameters.ran.add(id(module))
     if forward.normalizes:
         args, kwargs = rebuilt((args, kwargs), forward.without_way_back)
     if hasattr(hook, 'call_module'):

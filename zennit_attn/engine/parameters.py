@@ -26,6 +26,8 @@ class Parameters:
 
     Attributes
     ----------
+    ran: set of int
+        The ``id`` of modules with a rule that were called.
     written: set
         Where the values of those are that were written to, and their ``id``.
     '''
@@ -36,6 +38,8 @@ class Parameters:
         self._holders = {id(parameter): parameter._use_count() for _, module in location.modules
                          for parameter in module._parameters.values() if parameter is not None}
         self.written: set = set()
+        self.ran: set = set()
+        self._before: dict[int, tuple] = {}
 
     def check_write(self, target: Any, name: str) -> None:
         '''Note a write in place to a constant, if that is a parameter, or refuse it if its values are needed.'''
@@ -45,11 +49,21 @@ class Parameters:
         if found is None:
             return
         parameter, tensor = found
-        ruled = next((module for module, _, _ in self._location.ruled
-                      if parameter.rpartition('.')[0] == module and module), None)
+        ruled = next((name for name, module, _ in self._location.ruled
+                      if name and parameter.rpartition('.')[0] == name and id(module) in self.ran), None)
+        with torch._C.DisableTorchFunction():
+            self._before.setdefault(id(tensor), (tensor, tensor.data, tensor.detach().clone()))
         if ruled is not None or tensor._use_count() > self._holders[id(tensor)]:  # type: ignore[attr-defined]
+            self._put_back()
             raise UnsupportedOperator(messages.written_parameter(*self._location.locate(), name, parameter, ruled))
         self.written |= {address(target, shared=True), id(target)}  # by its id, as it may be given other memory
+
+    def _put_back(self) -> None:
+        '''Give parameters what they held before the forward, whose code does not come to that.'''
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            for parameter, data, values in self._before.values():
+                data.copy_(values)
+                parameter.data = data
 
     def kept(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         '''Return arguments with copies of the parameters that were written to.'''
