@@ -104,14 +104,27 @@ def output_relevance(output, attr_output=None):
 
     Raises
     ------
+    TypeError
+        If `attr_output` is or returns something else than a tensor, e.g. the index of a class.
     ValueError
         If `attr_output` has not the shape of the output.
     '''
     relevance = output if attr_output is None else attr_output(output) if callable(attr_output) else attr_output
+    return _for_output(relevance, output).detach().to(output.dtype)
+
+
+def _for_output(relevance, output):
+    if not isinstance(relevance, torch.Tensor):
+        index = relevance if isinstance(relevance, int) else 0
+        raise TypeError(
+            f'attr_output gives {type(relevance).__name__}, not a tensor of the shape of the output, '
+            f'{tuple(output.shape)}; to explain index {index} of the last dimension, use zennit_attn.explain(..., '
+            f'target={index}), pass select=seeds.logit({index}), or pass attr_output='
+            f'lambda output: output * (torch.arange(output.shape[-1], device=output.device) == {index})')
     if relevance.shape != output.shape:
         raise ValueError(f'attr_output has shape {tuple(relevance.shape)}, but the output has {tuple(output.shape)}; '
                          'pass relevance for every element of the output, e.g. a one-hot target')
-    return relevance.detach().to(output.dtype)
+    return relevance
 
 
 class Relevance(Gradient):
@@ -185,10 +198,6 @@ class Relevance(Gradient):
         ValueError
             If there is no argument and no module of a name in `wrt`.
         '''
-        if attr_output is not None and not isinstance(attr_output, torch.Tensor) and not callable(attr_output):
-            raise TypeError('attr_output is the relevance of the output, a tensor or a function, and not '
-                            f'{attr_output!r}; for a class pass select=seeds.logit(index) when the attributor is made, '
-                            'or use zennit_attn.explain(..., target=index)')
         return super().__call__(input, attr_output)
 
     def sources(self, input):
@@ -231,8 +240,9 @@ class Relevance(Gradient):
             output, outputs = call_model(self.model, given, sources.outputs, self.select)
             leaves = {**{name: [leaf] for name, leaf in arguments.items()}, **outputs}
             found = torch.autograd.grad(
-                (output,), flat(leaves), grad_outputs=(attr_output_fn(output),), create_graph=self.create_graph,
-                retain_graph=self.retain_graph, allow_unused=True, materialize_grads=True,
+                (output,), flat(leaves), grad_outputs=(_for_output(attr_output_fn(output), output),),
+                create_graph=self.create_graph, retain_graph=self.retain_graph, allow_unused=True,
+                materialize_grads=True,
             )
         self._check(plain, output)
         each = iter(found)

@@ -218,3 +218,28 @@ def test_final_gate_in_place(entry):
         torch.manual_seed(0)
         model, input = Probabilities().double(), torch.randn(SHAPE).double()
     refused(model, lambda: entry(model, input), 'Probabilities', 'sigmoid', 'logits')
+
+
+@pytest.mark.parametrize('road', ['audit', 'relevance_at', 'tokens'])
+def test_index_as_attr_output(road):
+    # The advice of the error is followed, and is the relevance of that logit.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, input = nn.Sequential(nn.Linear(DIM, DIM), nn.ReLU(), nn.Linear(DIM, 4)).double(), torch.randn(3, DIM)
+    input = input.double()
+
+    def run(attr_output):
+        if road == 'audit':
+            return audit(model, CPLRP(), input, attr_output).output
+        if road == 'relevance_at':
+            return relevance_at(model, CPLRP(), input, ['2'], attr_output)['2'].sum(1)
+        with TokenGradient(model, model[0], CPLRP(), attr_output) as attributor:
+            return attributor(input)[1]
+
+    with pytest.raises(TypeError, match='attr_output gives int, not a tensor') as caught:
+        run(2)
+    advised = eval(str(caught.value).partition('pass attr_output=')[2], {'torch': torch})
+    chosen = model(input).detach() * torch.tensor([0, 0, 1, 0])
+    torch.testing.assert_close(run(advised), run(lambda output: chosen), rtol=0, atol=1e-12)
+    if road == 'audit':  # the others read relevance behind the stabilizer of the last layer
+        torch.testing.assert_close(run(advised), chosen.sum(1), rtol=0, atol=1e-12)
