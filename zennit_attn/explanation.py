@@ -219,7 +219,7 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
     sources = attributor.sources(inputs)
     plain = PlainForward(model, lambda input: question.spoken(call(model, input)), inputs, False)
     if plain.error is not None:
-        raise plain.error
+        raise plain.error from None
     with attributor:
         output, relevance = attributor(inputs)
     if compare:
