@@ -272,7 +272,7 @@ def _layout(tensor):
 
 
 def _number(call):
-    if call.operator.kind is Kind.REARRANGE:  # whose numbers are places and sizes
+    if call.operator.joins:  # whose numbers are dimensions
         return 'tensor'
     numbers = [str(arg) for arg in call.args if isinstance(arg, (int, float)) and not isinstance(arg, bool)]
     return ', '.join(numbers) if numbers else 'tensor'
