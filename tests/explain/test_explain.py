@@ -339,7 +339,7 @@ def test_texts_and_images_are_shown_and_saved(tmp_path):
         for suffix in ('.pt', '.html', '.png'):
             explanation.save(tmp_path / (name + suffix))
             assert (tmp_path / (name + suffix)).stat().st_size > 100
-    assert torch.equal(torch.load(tmp_path / 'image.pt')['relevance'], image.relevance)
+    assert torch.equal(torch.load(tmp_path / 'image.pt', weights_only=True)['relevance'], image.relevance)
     assert 'softmax' in image._repr_html_()
     assert 'base64' in image._repr_html_()
     with pytest.raises(ValueError, match='has to end in'):
