@@ -7,6 +7,7 @@ import torch
 from attention.helpers import published
 from cases.families import COMPOSITES, explain_largest
 from helpers import Snapshot, assert_closed, assert_restored, relative
+from versions import release
 from zennit_attn.canonizers import AttentionCanonizer, recurrences
 from zennit_attn.composites import CPLRP, Difference
 from zennit_attn.conservation import audit
@@ -38,7 +39,7 @@ every_model = pytest.mark.parametrize('name', MODELS)
 def build(name):
     layer, config, options = MODELS[name]
     code = published(f'transformers.models.{name}.modeling_{name}')
-    if not hasattr(code, 'mamba2_chunk_scan'):
+    if release(published('transformers').__version__) < release('5.24'):
         pytest.skip('needs transformers 5.24: before it, the recurrence is a part of a forward, and no function')
     with torch.random.fork_rng():
         torch.manual_seed(0)

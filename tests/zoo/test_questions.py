@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from helpers import assert_closed
+from versions import release
 from zennit_attn import TokenGradient, explain, seeds
 from zennit_attn.composites import CPLRP, AttnLRP, Difference
 
@@ -41,6 +42,8 @@ def built(name):
     '''A small random model of transformers, and what it is asked.'''
     package = pytest.importorskip('transformers', exc_type=ImportError,
                                   reason='transformers is not installed (see the extra zoo in pyproject.toml)')
+    if name == 'CLIP' and release(package.__version__) < release('5.0'):
+        pytest.skip('needs transformers 5: before it, the mask of CLIP in float64 is one that float32 cannot hold')
     config, kind, settings, *question = KINDS[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
