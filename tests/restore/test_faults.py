@@ -24,6 +24,8 @@ from helpers import Snapshot, assert_restored, changes, epsilon, equal_maps, one
 from zennit_attn.canonizers import AttentionCanonizer
 from zennit_attn.composites import CPLRP, AttnLRP, CPLRPGamma
 from zennit_attn.conservation import audit
+from zennit_attn.explanation import explain
+from zennit_attn.heatmap import relevance_at
 
 OURS, BOTH = ('zennit_attn',), ('zennit_attn', 'zennit')
 CALLS, LINES = ('call', 'return'), ('line', 'return')
@@ -45,7 +47,7 @@ class Injector:
     events: tuple of str
         Which events count: ``call``, ``return``, ``line``.
     packages: tuple of str
-        Whose code the events are taken from.
+        The packages or modules whose code the events are taken from.
     '''
     def __init__(self, at=None, error=Fault, events=CALLS, packages=OURS):
         self.at, self.error, self.events, self.packages = at, error, events, packages
@@ -60,7 +62,8 @@ class Injector:
         sys.settrace(None)
 
     def trace(self, frame, event, arg):
-        if frame.f_globals.get('__name__', '').partition('.')[0] not in self.packages or _is_swallowed(frame):
+        name = frame.f_globals.get('__name__', '') + '.'
+        if not any(name.startswith(each + '.') for each in self.packages) or _is_swallowed(frame):
             return None
         if event in self.events and self.raised is None:
             self.points.append((event, _qualname(frame), frame.f_lineno))
@@ -211,6 +214,16 @@ def audited(bench, composite):
     audit(bench.model, composite, bench.input, one_hot)
 
 
+def explained(bench, composite):
+    '''An explanation of the output of a module, whose hooks have to go too.'''
+    explain(bench.model, bench.input, composite=composite, wrt='embed')
+
+
+def looked_inside(bench, composite):
+    '''What arrives at the modules, whose hooks have to go too.'''
+    relevance_at(bench.model, composite, bench.input, 'head', one_hot)
+
+
 def register(bench, composite):
     '''Opening only, as a ``with`` statement does it: where this fails, nothing closes.'''
     composite.register(bench.model)
@@ -251,6 +264,16 @@ def run(bench, positions, close=False):
 def test_every_call_of_an_explanation(name, composite):
     bench = Bench(whole, *small(*SMALL[name]), COMPOSITES[composite])
     run(bench, each_point(bench.points()))
+
+
+@pytest.mark.parametrize(('action', 'module'), [
+    (audited, 'conservation'), (looked_inside, 'heatmap.inside'), (explained, 'explanation'), (explained, 'sources'),
+    (explained, 'seeds')])
+@pytest.mark.parametrize('composite', ['cp_lrp', 'stock'])
+def test_every_call_of_what_hooks_the_model(action, module, composite):
+    model, input = small.__wrapped__(*SMALL['tiny'])
+    bench = Bench(action, model.eval(), input, COMPOSITES[composite], packages=(f'zennit_attn.{module}',))
+    run(bench, each_point(bench.points()), close=True)
 
 
 @every_small

@@ -1,7 +1,7 @@
 '''The recorder: an observer that measures every sink while an engine runs, as the rule that ran tells it.'''
 import sys
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -128,41 +128,36 @@ class Recorder(Observer):
 def recorded(model, engine):
     '''Yield a recorder that measures what happens to a model.'''
     recorder = Recorder(model, engine)
-    if engine is not None:
-        handles = [module.register_forward_hook(partial(_note_constants, recorder, name))
-                   for name, module in model.named_modules() if name]
-        try:
-            with engine.observed_by(recorder):
-                yield recorder
-        finally:
-            for handle in handles:
-                handle.remove()
-        return
-    handles = [handle for name, module in model.named_modules() for hook in zennit_hooks(module)
-               for handle in _watch_rule(recorder, module, SinkKey(name, type(hook).__name__, 'rule', ''))]
-    try:
+    # Each hook is in the stack before the next is registered, as an interrupt may come at any of them.
+    with ExitStack() as stack:
+        if engine is not None:
+            for name, module in model.named_modules():
+                if name:
+                    stack.callback(module.register_forward_hook(partial(_note_constants, recorder, name)).remove)
+            stack.enter_context(engine.observed_by(recorder))
+        else:
+            for name, module in model.named_modules():
+                for hook in zennit_hooks(module):
+                    _watch_rule(stack, recorder, module, SinkKey(name, type(hook).__name__, 'rule', ''))
         yield recorder
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _note_constants(recorder, name, module, args, output):
     recorder.note_constants(name, output)
 
 
-def _watch_rule(recorder, module, key):
-    '''Measure what goes into a rule of stock Zennit, and what comes out.'''
+def _watch_rule(stack, recorder, module, key):
+    '''Measure what goes into a rule of stock Zennit, and what comes out, until the stack closes.'''
     def watched(tensor, sign):
         if not tensor.requires_grad:
             return tensor
         view = tensor.view_as(tensor)
         view.register_hook(lambda grad: recorder.take(key, sign * grad))
         return view
-    yield module.register_forward_pre_hook(
-        lambda module, args: substitute(args, lambda tensor: watched(tensor, -1.)), prepend=True)
-    yield module.register_forward_hook(
-        lambda module, args, output: substitute(output, lambda tensor: watched(tensor, 1.)))
+    stack.callback(module.register_forward_pre_hook(
+        lambda module, args: substitute(args, lambda tensor: watched(tensor, -1.)), prepend=True).remove)
+    stack.callback(module.register_forward_hook(
+        lambda module, args, output: substitute(output, lambda tensor: watched(tensor, 1.))).remove)
 
 
 class _Record(OperatorObserver):

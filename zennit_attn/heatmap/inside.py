@@ -1,7 +1,7 @@
 '''Relevance inside of a model: what arrives at the inputs, the outputs and the operators of its modules.'''
 import re
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 
 import torch
@@ -122,12 +122,11 @@ def _watching(model, engine, names, at):
     '''Yield a watch over modules, by hooks, or over operators, as an observer of the engine.'''
     watch = _Watch(engine, names, at)
     if at in ('input', 'output'):
-        handles = [watch.hook(name, module) for name, module in model.named_modules() if name in names]
-        try:
+        with ExitStack() as stack:
+            for name, module in model.named_modules():
+                if name in names:
+                    watch.hook(stack, name, module)
             yield watch
-        finally:
-            for handle in handles:
-                handle.remove()
         return
     if engine is None:
         raise ValueError(f'at={at!r} names an operator, which takes a composite with AttentionCanonizer.')
@@ -143,12 +142,14 @@ class _Watch(Observer):
         self.at = at
         self.slots = []
 
-    def hook(self, name, module):
-        '''Watch what a module takes or returns.'''
+    def hook(self, stack, name, module):
+        '''Watch what a module takes or returns, until the stack closes.'''
         if self.at == 'output':
-            return module.register_forward_hook(lambda module, args, output: self._replaced(name, output))
-        return module.register_forward_pre_hook(
-            lambda module, args, kwargs: self._replaced(name, (args, kwargs)), with_kwargs=True)
+            stack.callback(module.register_forward_hook(
+                lambda module, args, output: self._replaced(name, output)).remove)
+        else:
+            stack.callback(module.register_forward_pre_hook(
+                lambda module, args, kwargs: self._replaced(name, (args, kwargs)), with_kwargs=True).remove)
 
     def begin(self, call, module, hook):
         '''An operator runs; return what is told its results.'''
