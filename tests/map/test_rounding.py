@@ -39,7 +39,23 @@ def through_integers(y):
     return nn.functional.linear((y / scale_of(y)).round(), weight) * scale_of(y)
 
 
-@pytest.mark.parametrize('between', [quantized, through_integers])
+def through_int8(y):
+    return (y / scale_of(y)).round().to(torch.int8).to(y.dtype) * scale_of(y)
+
+
+def by_a_cast(y):
+    return torch.mul((y / scale_of(y)).to(torch.int8), scale_of(y))
+
+
+def by_floor(y):
+    return (y / scale_of(y) + .5).floor() * scale_of(y)
+
+
+def in_place(y):
+    return (y / scale_of(y)).round_().mul_(scale_of(y))
+
+
+@pytest.mark.parametrize('between', [quantized, through_integers, through_int8, by_a_cast, by_floor, in_place])
 @pytest.mark.parametrize('composite', [CPLRP, AttnLRP])
 def test_it_is_said_where_only_the_scale_receives_relevance(between, composite):
     model, input = made(between)
@@ -62,6 +78,23 @@ def test_its_advice_gives_the_map_of_the_model_before(composite):
 
 def test_rounding_that_ends_in_numbers_is_not_spoken_of():
     model, input = made(lambda y: y * (1 + y[:, :1].round().clamp(0, 0).long()))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        explain(model, input, CPLRP)
+
+
+def looked_up(y):
+    table = torch.linspace(0., 1., 64).to(y).repeat(2, 1)
+    return y[:, :1] * table.gather(1, y.long().clamp(0, 63).repeat(1, 2)[:, :32])
+
+
+def of_a_mask(y):
+    return y.amax(-1, keepdim=True) * (y > 0).to(y)
+
+
+@pytest.mark.parametrize('between', [looked_up, of_a_mask])
+def test_what_whole_numbers_are_an_index_or_a_mask_of_is_not_rounded(between):
+    model, input = made(between)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         explain(model, input, CPLRP)

@@ -57,6 +57,29 @@ def limited(fc, x):
     return fc(x)
 
 
+def by_a_list(fc, x):
+    torch._foreach_mul_([fc.weight.data], 2)
+    y = fc(x)
+    torch._foreach_div_([fc.weight.data], 2)
+    return y
+
+
+def by_an_out_argument(fc, x):
+    weight = fc.weight.data
+    torch.mul(weight, 2, out=weight)
+    y = fc(x)
+    torch.div(weight, 2, out=weight)
+    return y
+
+
+def by_numpy(fc, x):
+    array = fc.weight.detach().numpy()
+    array *= 2
+    y = fc(x)
+    array /= 2
+    return y
+
+
 def limited_in_place(fc, x):
     with torch.no_grad():
         fc.weight.renorm_(2, 0, .5)
@@ -148,13 +171,15 @@ def doubled_row(fc, x):
 
 @every_composite
 @pytest.mark.parametrize(('call', 'same'), [
-    (by_data, doubled), (without_grad, doubled), (by_a_row, doubled_row), (by_other_memory, doubled)])
+    (by_data, doubled), (without_grad, doubled), (by_a_row, doubled_row), (by_other_memory, doubled),
+    (by_a_list, doubled), (by_an_out_argument, doubled), (by_numpy, doubled)])
 def test_weights_changed_and_changed_back(call, same, composite):
     '''The gradient would see the weights after the forward; these are half of those in it. A rule of the layer does.'''
     model, input = built(call)
     if composite is stock:
         before = model.fc.weight.clone()
-        words = 'has other parameters than' if call is by_other_memory else 'which has a rule, ran before'
+        words = {by_other_memory: 'has other parameters than', by_numpy: 'to NumPy'}.get(
+            call, 'which has a rule, ran before')
         with pytest.raises(AttributionError, match=f"'fc[\\s\\S]*{words}"):
             explain(model, input, composite)
         assert torch.equal(model.fc.weight, before)

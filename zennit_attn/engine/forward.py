@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from ..errors import NoRelevance, UnsupportedOperator, UnsupportedRule, Untracke
 from ..operators import Kind
 from ..propagation import Call
 from ..trees import leaves, rebuilt, tensors_in, tensors_of
-from . import messages, vanishing
+from . import messages, rounding, vanishing
 from .assignments import Assignments
 from .domains import Moved, Reindexed, Source, ToGradient, ToRelevance
 from .hidden import HiddenWrites
@@ -67,7 +66,7 @@ class Forward:
         Whether there are tensors of which some elements are constants.
     makes: bool
         Whether there are constants of which it is known what they were made of.
-    rounding: list of tuple
+    rounded: list of tuple
         Of what it was said that it rounds.
     ends: bool
         Whether it has to be known in what the model ends.
@@ -95,7 +94,7 @@ class Forward:
         self.parted = False
         self.makes = False
         self.ends = engine.selects
-        self.rounding: list = []
+        self.rounded: list = []
         self.refusal: UntrackedTensor | None = None
         self._last_gate: tuple | None = None
         self._last_end: tuple | None = None
@@ -134,13 +133,30 @@ class Forward:
             tensor.lrp_tag = self.constant_tag  # type: ignore[attr-defined]  # tensors take attributes
         return tensor
 
-    def note_gate(self, call: Call, output: Any = None) -> None:
+    def before_gate(self, call: Call) -> torch.Tensor | None:
+        '''Keep what a gate in place is made of, if that may be asked for.'''
+        copy = None if self.references is not None else vanishing.before(call)
+        return copy if copy is None else self.mark(copy, origin_of(call.args[0]))
+
+    def note_gate(self, call: Call, output: Any = None, copy: torch.Tensor | None = None) -> None:
         '''Remember a gate, to name it if nothing that carries relevance is left.'''
         self._last_gate, self._without_grad = (call.operator.name, *self.locate()), None
         target = call.args[0] if call.inplace and call.args[0].requires_grad else output
         if isinstance(target, torch.Tensor):
             target.lrp_gate = self._last_gate  # type: ignore[attr-defined]
-        self.makes = vanishing.note(call, output) or self.makes
+        if call.operator.name in rounding.FUNCTIONS:
+            self.note_rounded(output)
+        self.makes = vanishing.note(call, output, copy) or self.makes
+
+    def note_cast(self, output: torch.Tensor) -> None:
+        '''Note that values were rounded, if a tensor that carries none holds integers.'''
+        if output.dtype in rounding.INTEGERS:
+            self.note_rounded(output)
+
+    def note_rounded(self, output: Any) -> None:
+        '''Note that a constant holds rounded values.'''
+        rounding.note(output, self.locate())
+        self.makes = True
 
     def note_end(self, call: Call, output: Any) -> None:
         '''Remember what enters a softmax or a gate, in which the model may end.'''
@@ -297,6 +313,8 @@ class Forward:
             if output.requires_grad:
                 self._mark(output, origin, None if twin is None else Moved(twin, 0),
                            None if recipe is None else Parts(recipe))
+            else:
+                self.note_cast(output)
         elif isinstance(output, (tuple, list)):
             for index, item in enumerate(output):
                 if isinstance(item, torch.Tensor):
@@ -433,18 +451,6 @@ class Forward:
         return tag is not None and not tag.carries
 
     # ---- checks ------------------------------------------------------------------------------------------------------
-
-    def watch_rounded(self, product: Any, place: tuple[str, str]) -> Any:
-        '''Warn, once, when relevance arrives at a product with what was rounded: it goes to the scale alone.'''
-        said = self.rounding
-
-        def warn(grad: torch.Tensor) -> None:
-            if not said and bool((grad != 0).any()):
-                said.append(place)
-                warnings.warn(messages.rounded(*place), stacklevel=2)
-        if isinstance(product, torch.Tensor) and product.requires_grad:
-            product.register_hook(warn)
-        return product
 
     def check_not_passed_by(self) -> None:
         '''Refuse code of a module with a rule that was called as a function, past the rule.'''

@@ -92,6 +92,14 @@ def written_parameter(module: str, line: str, name: str, parameter: str, ruled: 
     )
 
 
+def array_of_parameter(module: str, line: str, parameter: str, ruled: str) -> str:
+    return (
+        f'module {module!r} hands parameter {parameter!r} to NumPy, which may write to it unseen, and module '
+        f'{ruled!r}, which has a rule, needs its values in the backward pass\n  {line}\n'
+        'give NumPy a copy: weight.detach().clone().numpy()'
+    )
+
+
 def hidden_write(module: str, line: str, name: str) -> str:
     return (
         f'module {module!r} writes with {name} past autograd (.data, detach) into the memory of a tensor that carries '

@@ -19,7 +19,7 @@ from ..operators.probe import propose
 from ..operators.refusals import UNKNOWN, UNSEEN_WRITE
 from ..propagation import RULES, Call, constant, expanded, picked, taylor, whole
 from ..trees import substitute, tensors_in, tensors_of
-from . import messages, vanishing
+from . import messages, rounding, vanishing
 from .arguments import Arguments
 from .domains import BackwardPasses, watching
 from .forward import Forward
@@ -28,6 +28,7 @@ from .location import Location
 from .memory import guard
 from .module_calls import apply_to_operator
 from .origins import shifts
+from .parameters import written_to
 from .saved import without_recomputation
 from .tags import are_parts, origin_of, weights_of
 from .uncompiled import uncompiled
@@ -42,7 +43,6 @@ _WATCHED = _GRADIENTS | ALIASES
 
 
 _COPY = lookup(torch.Tensor.copy_)
-_SET_DATA = torch.Tensor.data.__set__
 
 
 class Engine(TorchFunctionMode):
@@ -250,24 +250,29 @@ class Engine(TorchFunctionMode):
         operands = [tensor for tensor in tensors if tensor.requires_grad]
         forward = self.forward
         if not operands:
-            if operator is not None and args and (
-                    operator.inplace or (operator.kind is Kind.REFUSED and func == _SET_DATA)):
-                forward.hidden.check_write(args[0], operator.name)
-                forward.parameters.check_write(args[0], operator.name)
+            if operator is not None and (
+                    operator.inplace or operator.kind is Kind.REFUSED or kwargs and 'out' in kwargs):
+                for target in written_to(operator, func, args, kwargs or {}):
+                    forward.hidden.check_write(target, operator.name)
+                    forward.parameters.check_write(target, operator.name)
+            if forward.makes and operator is not None and forward.references is None:
+                return self._run_constants(operator, func, args, kwargs or {})
             output = func(*args, **(kwargs or {}))
             if forward.references is not None:
                 forward.references.follow_constants(operator, func, args, kwargs or {}, output)
-            elif forward.makes and operator is not None:
-                return self._follow_constants(operator, func, args, kwargs or {}, output)
             return output
         if forward.parameters.written:
             args, kwargs = forward.parameters.kept(args, kwargs or {})
-        if forward.makes and len(tensors) > len(operands) and operator is not None and operator.kind in PRODUCTS:
-            # A scale is one number for many elements.
-            place = vanishing.rounded(tensors, max(operand.numel() for operand in operands))
-            vanishing.forget(tensors)
-            if place is not None:
-                return forward.watch_rounded(self.dispatch(operator, func, args, kwargs or {}, operands), place)
+        if forward.makes and operator is not None and operator.kind in PRODUCTS:
+            constants = [tensor for tensor in tensors if not tensor.requires_grad or forward.is_constant(tensor)]
+            if 0 < len(constants) < len(tensors):
+                vanishing.forget(constants)
+                # A scale is one number for many elements.
+                place = rounding.found(constants, max(tensor.numel() for tensor in tensors if not any(
+                    tensor is constant for constant in constants)))
+                if place is not None:
+                    product = self.dispatch(operator, func, args, kwargs or {}, operands)
+                    return rounding.warn_at(product, place, forward.rounded)
         if forward.direct and operator is not None and len(operands) <= operator.direct and (
                 forward.are_plain(operands)) and not (operator.pairwise and len(operands) == 1 and shifts(args)):
             return self._run_directly(forward, operator, func, args, kwargs or {}, operands, len(tensors))
@@ -282,6 +287,8 @@ class Engine(TorchFunctionMode):
             # Inside the forward of an autograd function, nothing requires a gradient, and nothing must be tagged.
             if output is not operands[0] and output.requires_grad:
                 output.lrp_tag = forward.carrying_tag if torch.is_grad_enabled() else forward.constant_tag
+            elif not output.requires_grad:
+                forward.note_cast(output)
             return output
         return forward.mark(output)
 
@@ -309,17 +316,15 @@ class Engine(TorchFunctionMode):
                 return self._run_unknown(operator, func, args, kwargs) if unseen else func(*args, **kwargs)
             if self._fills_parameter(operator, args, operands):
                 return func(*args, **kwargs)
-            view = self._view_of_constant(operator, func, args, kwargs, operands)
-            if view is not None:
-                return view
-            given = args
-            args, kwargs = self._detach_constants(operator, args, kwargs)
-            operands = [tensor for tensor in tensors_in(args, kwargs) if tensor.requires_grad]
+            if self._is_view_of_constant(operator, operands):
+                output = self._run_constants(operator, func, args, kwargs)
+                if isinstance(output, torch.Tensor) and output._is_view():
+                    return self.forward.mark_constant(output)
+            detached = self._detach_constants(operator, args, kwargs)
+            operands = [tensor for tensor in tensors_in(*detached) if tensor.requires_grad]
             if not operands:
-                output = func(*args, **kwargs)
-                if not self.forward.makes or operator is None:
-                    return output
-                return self._follow_constants(operator, func, given, kwargs, output)
+                return self._run_constants(operator, func, args, kwargs, detached)
+            args, kwargs = detached
         if operator is None or operator.kind in (Kind.REFUSED, Kind.PLAIN):
             return self._run_unknown(operator, func, args, kwargs)
         call = Call(self.forward, operator, func, args, kwargs, operands)
@@ -332,26 +337,39 @@ class Engine(TorchFunctionMode):
             return self._write_into_constant(call)
         return self._run_rule(call)
 
-    def _follow_constants(self, operator, func, args, kwargs, output):
-        '''Note what a constant was made of, or run the function again where it is an activation of that.'''
-        place = vanishing.rounded(tensors_in(args, kwargs))
-        if place is not None and isinstance(output, torch.Tensor) and output.is_floating_point():
-            output.lrp_rounded = place
-        found = vanishing.follow(operator, func, args, kwargs)
-        if found is None:
+    def _run_constants(self, operator, func, args, kwargs, detached=None):
+        '''Run a function of constants, and follow what it makes of those that are known.'''
+        run, kwargs_run = (args, kwargs) if detached is None else detached
+        if not self.forward.makes or operator is None:
+            return func(*run, **kwargs_run)
+        made = vanishing.follow(operator, func, args, kwargs)
+        output = func(*run, **kwargs_run)
+        rounding.follow(args, kwargs, output)
+        return output if made is None else self._remade(operator, made, output)
+
+    def _remade(self, operator, made, output):
+        '''Return an activation in the place of a constant that vanishes where what it is made of does.'''
+        if not self._vanishes(operator, made):
+            vanishing.keep(output, made)
             return output
-        if self._vanishes(operator, found):
-            return self._run_vanishing(operator, found)
-        vanishing.keep(output, found)
-        return output
+        activation = self._run_vanishing(operator, made)
+        if not operator.inplace:
+            return activation
+        self.dispatch(_COPY, torch.Tensor.copy_, (output, activation), {}, [
+            tensor for tensor in (output, activation) if tensor.requires_grad])
+        return self.forward.mark(output, origin_of(activation))
 
-    def _vanishes(self, operator, found):
-        return torch.is_grad_enabled() and found.source.requires_grad and vanishing.vanishes(operator, found)
+    def _vanishes(self, operator, made):
+        return torch.is_grad_enabled() and made.source.requires_grad and vanishing.vanishes(operator, made)
 
-    def _run_vanishing(self, operator, found):
+    def _run_vanishing(self, operator, made):
         '''A gate less what it is at zero is an activation, and carries relevance.'''
-        row = vanishing.activation(operator, found)
-        return self._run_rule(Call(self.forward, row, found.function, (found.source,), {}, [found.source]))
+        source = made.source
+        with self:
+            for move in made.moves:
+                source = move(source)
+        row = vanishing.activation(operator, made)
+        return self._run_rule(Call(self.forward, row, made.function, (source,), {}, [source]))
 
     def _check_origin(self, operator, args, operands):
         '''Refuse operands from code that cannot be seen, but parameters, and what would receive no relevance anyway.'''
@@ -381,13 +399,11 @@ class Engine(TorchFunctionMode):
             return tensor.detach() if constant else tensor
         return substitute((args, kwargs), detached)
 
-    def _view_of_constant(self, operator, func, args, kwargs, operands):
-        '''Return a view of a constant that stays one in autograd's eyes too, as it may be written to; or None.'''
-        if operator is None or operator.kind is not Kind.REARRANGE or operator.inplace or operator.mixes or not (
-                torch.is_grad_enabled() and all(self.forward.is_constant(operand) for operand in operands)):
-            return None
-        output = func(*args, **kwargs)
-        return self.forward.mark_constant(output) if isinstance(output, torch.Tensor) and output._is_view() else None
+    def _is_view_of_constant(self, operator, operands):
+        '''Whether a function may return a view of a constant, which stays one for autograd: it may be written to.'''
+        return operator is not None and operator.kind is Kind.REARRANGE and not (
+            operator.inplace or operator.mixes) and torch.is_grad_enabled() and all(
+                self.forward.is_constant(operand) for operand in operands)
 
     def _fills_parameter(self, operator, args, operands):
         '''Whether a function gives a parameter its values, such as that of a module which is built in a forward.'''
@@ -418,6 +434,10 @@ class Engine(TorchFunctionMode):
     def _write_into_constant(self, call):
         '''Write into what carries nothing: it stays so, unless what is written carries relevance.'''
         target, *rest = call.args
+        made = vanishing.follow(call.operator, call.func, call.args, call.kwargs) if self.forward.makes else None
+        if made is not None:
+            call.func(target.detach(), *rest, **call.kwargs)
+            return self._remade(call.operator, made, target)
         with self:
             output = out_of_place(call.func, call.operator.name)(target.detach().clone(), *rest, **call.kwargs)
         origin = origin_of(output)
@@ -427,14 +447,14 @@ class Engine(TorchFunctionMode):
 
     def _dispatch_planned(self, operator, func, args, kwargs, operands):
         '''Run what may be a part of a softmax that is written out.'''
-        found = vanishing.follow(operator, func, args, kwargs) if self.forward.makes else None
-        if found is not None and self._vanishes(operator, found):
-            return self._run_vanishing(operator, found)
+        made = vanishing.follow(operator, func, args, kwargs) if self.forward.makes else None
+        if made is not None and self._vanishes(operator, made) and not operator.inplace:
+            return self._run_vanishing(operator, made)
         planned, call = self._plan(operator, func, args, kwargs, operands)
         if planned is not None and planned.how != 'plain':
             output = self._run_planned(planned, call)
-            if found is not None:
-                vanishing.keep(output, found)
+            if made is not None:
+                vanishing.keep(output, made)
             return output
         output = self.dispatch(operator, func, args, kwargs, operands, plans=False)
         if planned is not None:
@@ -552,6 +572,8 @@ class Engine(TorchFunctionMode):
         if func in ALIASES:
             alias = func(*args, **kwargs)
             self.forward.hidden.note_alias(func, args[0], alias)
+            if func is torch.Tensor.numpy:
+                self.forward.parameters.check_array(args[0])
             return alias
         if not any(tensor.requires_grad for tensor in tensors_in(args, kwargs)):
             return func(*args, **kwargs)

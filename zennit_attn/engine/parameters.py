@@ -5,15 +5,25 @@ A forward may normalize its weights in place, or scale them and scale them back.
 '''
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from ..errors import UnsupportedOperator
-from ..trees import address, substitute
+from ..operators import Operator
+from ..trees import address, substitute, tensors_in
 from . import messages
 from .location import Location
+
+_SET_DATA = torch.Tensor.data.__set__
+
+
+def written_to(operator: Operator, func: Callable, args: tuple, kwargs: dict) -> list[torch.Tensor]:
+    '''Return the tensors that a call writes to.'''
+    several = operator.name.startswith('foreach_') and func.__name__.endswith('_')
+    first = args and (operator.inplace or several or func == _SET_DATA)
+    return tensors_in(args[0] if first else (), kwargs.get('out', ()))
 
 
 class Parameters:
@@ -41,22 +51,34 @@ class Parameters:
         self.ran: set = set()
         self._before: dict[int, tuple] = {}
 
-    def check_write(self, target: Any, name: str) -> None:
+    def check_write(self, target: torch.Tensor, name: str) -> None:
         '''Note a write in place to a constant, if that is a parameter, or refuse it if its values are needed.'''
-        if not isinstance(target, torch.Tensor):
-            return
         found = self._known().get(address(target, shared=True))
         if found is None:
             return
         parameter, tensor = found
-        ruled = next((name for name, module, _ in self._location.ruled
-                      if name and parameter.rpartition('.')[0] == name and id(module) in self.ran), None)
+        module = self._ruled(parameter)
+        ruled = module[0] if module is not None and id(module[1]) in self.ran else None
         with torch._C.DisableTorchFunction():
             self._before.setdefault(id(tensor), (tensor, tensor.data, tensor.detach().clone()))
         if ruled is not None or tensor._use_count() > self._holders[id(tensor)]:  # type: ignore[attr-defined]
             self._put_back()
             raise UnsupportedOperator(messages.written_parameter(*self._location.locate(), name, parameter, ruled))
         self.written |= {address(target, shared=True), id(target)}  # by its id, as it may be given other memory
+
+    def check_array(self, tensor: torch.Tensor) -> None:
+        '''Note that NumPy may write to a parameter, which nobody sees, or refuse it where a rule reads it.'''
+        found = self._known().get(address(tensor, shared=True))
+        if found is not None:
+            module = self._ruled(found[0])
+            if module is not None:
+                raise UnsupportedOperator(messages.array_of_parameter(*self._location.locate(), found[0], module[0]))
+            self.written.add(address(tensor, shared=True))
+
+    def _ruled(self, parameter):
+        '''The name of the module that has a parameter, and the module, if it has a rule.'''
+        return next(((name, module) for name, module, _ in self._location.ruled
+                     if name and parameter.rpartition('.')[0] == name), None)
 
     def _put_back(self) -> None:
         '''Give parameters what they held before the forward, whose code does not come to that.'''

@@ -69,7 +69,7 @@ class SecantAttention(Function):
         ctx.mask, ctx.causal = mask, causal
         ctx.scale = query.shape[-1] ** -.5 if scale is None else scale
         ctx.group = query.shape[-3] // key.shape[-3] if grouped else 1
-        return output[0]
+        return owned(output[0])
 
     @staticmethod
     @once_differentiable

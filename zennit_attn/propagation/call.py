@@ -36,7 +36,10 @@ class Running(Protocol):
     def mark_constant(self, tensor: torch.Tensor) -> torch.Tensor:
         '''Note that a tensor that was written to in place carries no relevance any more, and return it.'''
 
-    def note_gate(self, call: Call, output: Any = None) -> None:
+    def before_gate(self, call: Call) -> torch.Tensor | None:
+        '''Keep what a gate in place is made of, if that may be asked for.'''
+
+    def note_gate(self, call: Call, output: Any = None, copy: torch.Tensor | None = None) -> None:
         '''Remember a gate, to name it if nothing that carries relevance is left.'''
 
     def decompose(self, function: Callable, args: tuple, kwargs: Mapping, rules: Mapping | None = None) -> Any:

@@ -108,8 +108,9 @@ def constant(call):
     with torch.no_grad():
         output = call.run_out_of_place() if call.inplace else call.run()
     if call.inplace:
-        call.forward.note_gate(call)
+        copy = call.forward.before_gate(call)
         call.args[0].copy_(output)
+        call.forward.note_gate(call, call.args[0], copy)
         return call.forward.mark_constant(call.args[0])
     call.forward.note_gate(call, output)
     return output

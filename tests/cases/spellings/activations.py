@@ -3,6 +3,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 ROOT = math.sqrt(2 / math.pi)
 
@@ -186,6 +187,17 @@ SPELLINGS = {
         ('minus sigmoid', lambda m, x: 1 - torch.sigmoid(-2 * x) * 2),
         ('minus half', lambda m, x: (torch.sigmoid(2 * x) - .5) / .5),
         ('sigmoids', lambda m, x: (lambda s: s - (1 - s))(torch.sigmoid(2 * x))),
+        ('sigmoid by keywords', lambda m, x: torch.sub(input=2 * torch.sigmoid(input=2 * x), other=.5, alpha=2)),
+        ('sigmoid minus a tensor of one', lambda m, x: 2 * torch.sigmoid(2 * x) - torch.ones(1, 1).to(x)),
+        ('sigmoid minus ones', lambda m, x: 2 * torch.sigmoid(2 * x) - torch.ones_like(x)),
+        ('sigmoid in place', lambda m, x: (2 * x).sigmoid_().mul_(2).sub_(1)),
+        ('sigmoid between views', lambda m, x: rearrange(
+            rearrange(2 * torch.sigmoid(2 * x), 'b n (h d) -> (b h) d n', h=2) - 1, '(b h) d n -> b n (h d)', h=2)),
+        ('sigmoid in chunks', lambda m, x: torch.cat(
+            [part - 1 for part in (2 * torch.sigmoid(2 * x)).chunk(2, -1)], -1)),
+        ('sigmoid between two numbers', lambda m, x: torch.lerp(zero(x) - 1, zero(x) + 1, torch.sigmoid(2 * x))),
+        ('two sigmoids', lambda m, x: torch.sigmoid(2 * x) + torch.sigmoid(2 * x) - 1),
+        ('softmax of two', lambda m, x: torch.stack([x, -x]).softmax(0)[0] * 2 - 1),
         ('exp over exp', lambda m, x: (lambda e: (e - 1) / (e + 1))((2 * x).exp())),
         ('exp', lambda m, x: (x.exp() - (-x).exp()) / (x.exp() + (-x).exp())),
         ('expm1', lambda m, x: torch.expm1(2 * x) / (torch.exp(2 * x) + 1)),

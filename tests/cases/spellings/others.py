@@ -39,10 +39,11 @@ GROUPS = (
         }),
     Group('A function that vanishes at zero, written with such that do not', '''
         Meant is the function by its name. A gate less what it is at zero, as `exp(x) - 1`, is the activation that it
-        makes (`expm1`). Gates of two tensors, `exp(x) - exp(-x)`, stay gates, although their difference vanishes as
-        well. The root of a square is a norm, a gate; `abs` is meant.
+        makes (`expm1`), with views between and in place too. Gates of two tensors, `exp(x) - exp(-x)`, stay gates,
+        although their difference vanishes as well; so do two of equal tensors that were computed each by itself, and a
+        softmax, also one of two. The root of a square is a norm, a gate; `abs` is meant.
         ''', {
-            'tanh': {'exp': CONSERVING},
+            'tanh': {'exp': CONSERVING, 'two sigmoids': CONSERVING, 'softmax of two': CONSERVING},
             'abs': {'root of square': ALL},
         }),
     Group('Numbers on the way to an activation', '''
