@@ -66,7 +66,7 @@ def rows_of(options, width):
 def rows(options):
     '''All widths.'''
     try:
-        import performer_pytorch  # noqa: F401
+        import performer_pytorch  # noqa: F401 - only whether it is there
     except ImportError as error:
         return [Row('causal Performer', 'time', '', THEIRS, f'not importable: {error}')]
     return [row for width in WIDTHS for row in rows_of(options, width)]

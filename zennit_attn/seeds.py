@@ -72,8 +72,9 @@ def logits_of(output, position=-1):
     return logits
 
 
-def _picked(logits, index):
-    index = torch.as_tensor(index, device=logits.device)
+def _picked(logits, index=None):
+    '''One logit of each sample, by default the largest.'''
+    index = torch.as_tensor(logits.detach().argmax(1) if index is None else index, device=logits.device)
     index = index.expand(len(logits)) if index.ndim == 0 else index
     classes = logits.shape[1]
     if index.shape != (len(logits),) or not ((-classes <= index) & (index < classes)).all():
@@ -110,10 +111,7 @@ def predicted(position=-1):
     -------
     callable
     '''
-    def seed(output):
-        logits = logits_of(output, position)
-        return _picked(logits, logits.detach().argmax(1))
-    return seed
+    return lambda output: _picked(logits_of(output, position))
 
 
 def contrast(index=None, other=None, position=-1):
@@ -162,7 +160,7 @@ def log_probability(index=None, position=-1):
     '''
     def seed(output):
         logits = logits_of(output, position)
-        return _picked(logits, logits.detach().argmax(1) if index is None else index) - logits.logsumexp(1)
+        return _picked(logits, index) - logits.logsumexp(1)
     return seed
 
 

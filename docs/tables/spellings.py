@@ -12,9 +12,9 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tests'))
 
-from cases.spellings import SPELLINGS  # noqa: E402
-from cases.spellings.others import GROUPS, OTHER_GRAPHS, OTHER_MAPS  # noqa: E402
-from spelling.measure import COMPOSITES, difference_of, meant  # noqa: E402
+from cases.spellings import SPELLINGS  # noqa: E402 - after the path to it
+from cases.spellings.others import GROUPS, OTHER_GRAPHS, OTHER_MAPS  # noqa: E402 - after the path to it
+from spelling.measure import COMPOSITES, difference_of, meant  # noqa: E402 - after the path to it
 
 PAGE = ROOT / 'docs' / 'mathematics' / 'spellings.md'
 INTRODUCTION = f'''# Spellings

@@ -11,11 +11,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tests'))
 
-from helpers import largest  # noqa: E402
-from zennit_attn.conservation import audit  # noqa: E402
-from zennit_attn.errors import AttributionError  # noqa: E402
-from zoo.models import COMPOSITES, MODELS  # noqa: E402
-from zoo.test_zoo import DOUBLE, SINGLE, built, their_warnings, tolerance  # noqa: E402
+from helpers import largest  # noqa: E402 - after the path to it
+from zennit_attn.conservation import audit  # noqa: E402 - after the path to it
+from zennit_attn.errors import AttributionError  # noqa: E402 - after the path to it
+from zoo.models import COMPOSITES, MODELS  # noqa: E402 - after the path to it
+from zoo.test_zoo import DOUBLE, SINGLE, built, their_warnings, tolerance  # noqa: E402 - after the path to it
 
 TITLES = {'cp_lrp': 'CPLRP', 'attn_lrp': 'AttnLRP'}
 INTRODUCTION = '''# The zoo

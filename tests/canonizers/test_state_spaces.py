@@ -56,7 +56,7 @@ def build(name):
 
 def step_by_step(code):
     '''What the published code runs for a token that has a cache, for all tokens of a sequence.'''
-    def scan(x, dt, rates, keys, queries, chunk_size, D=None, dt_bias=None, dt_softplus=False, **kwargs):  # noqa: N803
+    def scan(x, dt, rates, keys, queries, chunk_size, D=None, dt_bias=None, dt_softplus=False, **kwargs):  # noqa: N803 - their name
         batch, length, heads, width = x.shape
         state, outs = x.new_zeros(batch, heads, width, keys.shape[-1]), []
         rates = rates[:, None, None].expand(-1, width, keys.shape[-1])

@@ -9,8 +9,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.real import fetch, measure, methods, run, tasks  # noqa: E402
-from benchmarks.real.reader import Reader  # noqa: E402
+from benchmarks.real import fetch, measure, methods, run, tasks  # noqa: E402 - after the path to it
+from benchmarks.real.reader import Reader  # noqa: E402 - after the path to it
 
 TOKENS, CLASSES, BLANK = 6, 3, 0
 

@@ -14,16 +14,20 @@ from ..errors import NoRelevance, UnsupportedOperator, UnsupportedRule, Untracke
 from ..operators import Kind
 from ..propagation import Call
 from ..trees import leaves, rebuilt, tensors_in, tensors_of
-from . import messages, rounding, vanishing
+from . import messages, vanishing
 from .assignments import Assignments
+from .constants import Constants
 from .domains import Moved, Reindexed, Source, ToGradient, ToRelevance
 from .hidden import HiddenWrites
+from .memory import Memory
 from .origins import Origin, follow
 from .parameters import Parameters
-from .parts import Parts, Recipe, follow_parts, moved, of_base, of_view
+from .parts import Parts, Recipe, follow_parts, moved
+from .reasons import why_none, why_untracked
 from .references import References
 from .tags import Tag, gate_of, origin_of, parts_of, tag_of, twin_of
 from .weights import Weights, is_expanded
+from .written import WrittenSoftmaxes
 
 if TYPE_CHECKING:
     from ..propagation import Running
@@ -54,18 +58,22 @@ class Forward:
         The second stream, if relevance is that of differences from a reference.
     parameters: :py:class:`~zennit_attn.engine.parameters.Parameters`
         The parameters of the model, which its code may write to.
+    constants: :py:class:`~zennit_attn.engine.constants.Constants`
+        What its code makes of what carries no relevance.
+    written: :py:class:`~zennit_attn.engine.written.WrittenSoftmaxes`
+        The softmaxes that its code writes out.
+    memory: :py:class:`~zennit_attn.engine.memory.Memory`
+        What its code has written to memory that tensors share.
     hidden: :py:class:`~zennit_attn.engine.hidden.HiddenWrites`
         What its code writes past autograd.
+    last_gate, without_grad: tuple or None
+        The last gate that ran, and the first operator without gradients since: name, module and line.
     thread: int
         The thread that it runs in.
     normalizes: bool
         Whether softmaxes may be expanded, so that those that are written out have to be known.
-    shared: bool
-        Whether constants were written into memory that other tensors may share, whose tags can be out of date.
     parted: bool
         Whether there are tensors of which some elements are constants.
-    makes: bool
-        Whether there are constants of which it is known what they were made of.
     rounded: list of tuple
         Of what it was said that it rounds.
     ends: bool
@@ -83,6 +91,9 @@ class Forward:
         self.assignments = Assignments(engine.location, rules)
         self.references = self._references()
         self.parameters = Parameters(engine.location)
+        self.constants = Constants(self)
+        self.written = WrittenSoftmaxes(self)
+        self.memory = Memory(self)
         self.hidden = HiddenWrites(self)
         self.thread = threading.get_ident()
         self.identity = object()  # for tags, which must not keep the engine alive
@@ -90,15 +101,13 @@ class Forward:
         self.constant_tag = Tag(self.identity, carries=False)
         self.direct = not (self.assignments.any or self.observed)
         self.normalizes = self._normalizes()
-        self.shared = False
         self.parted = False
-        self.makes = False
         self.ends = engine.selects
         self.rounded: list = []
         self.refusal: UntrackedTensor | None = None
-        self._last_gate: tuple | None = None
+        self.last_gate: tuple | None = None
         self._last_end: tuple | None = None
-        self._without_grad: tuple | None = None
+        self.without_grad: tuple | None = None
 
     def _references(self) -> References | None:
         found = None
@@ -140,23 +149,11 @@ class Forward:
 
     def note_gate(self, call: Call, output: Any = None, copy: torch.Tensor | None = None) -> None:
         '''Remember a gate, to name it if nothing that carries relevance is left.'''
-        self._last_gate, self._without_grad = (call.operator.name, *self.locate()), None
+        self.last_gate, self.without_grad = (call.operator.name, *self.locate()), None
         target = call.args[0] if call.inplace and call.args[0].requires_grad else output
         if isinstance(target, torch.Tensor):
-            target.lrp_gate = self._last_gate  # type: ignore[attr-defined]
-        if call.operator.name in rounding.FUNCTIONS:
-            self.note_rounded(output)
-        self.makes = vanishing.note(call, output, copy) or self.makes
-
-    def note_cast(self, output: torch.Tensor) -> None:
-        '''Note that values were rounded, if a tensor that carries none holds integers.'''
-        if output.dtype in rounding.INTEGERS:
-            self.note_rounded(output)
-
-    def note_rounded(self, output: Any) -> None:
-        '''Note that a constant holds rounded values.'''
-        rounding.note(output, self.locate())
-        self.makes = True
+            target.lrp_gate = self.last_gate  # type: ignore[attr-defined]
+        self.constants.note_gate(call, output, copy)
 
     def note_end(self, call: Call, output: Any) -> None:
         '''Remember what enters a softmax or a gate, in which the model may end.'''
@@ -171,8 +168,8 @@ class Forward:
 
     def note_without_grad(self, call: Call) -> None:
         '''Remember the first operator since the last gate that ran without gradients, to name it likewise.'''
-        if self._without_grad is None:
-            self._without_grad = (call.operator.name, *self.locate())
+        if self.without_grad is None:
+            self.without_grad = (call.operator.name, *self.locate())
 
     def decompose(self, function: Callable, args: tuple, kwargs: Mapping, rules: Mapping | None = None) -> Any:
         '''Run code under the engine's eyes, if given with other rules for some kinds of operators.'''
@@ -191,7 +188,7 @@ class Forward:
                 self.normalizes = self._normalizes()
                 yield
         finally:
-            self.direct, self.normalizes = before[0] and not self.shared, before[1]
+            self.direct, self.normalizes = before[0] and not self.memory.shared, before[1]
 
     def selected(self, select: Callable, output: Any) -> Any:
         '''Compute what is explained of the root's output, by the rules that hold for the model as a whole.'''
@@ -237,7 +234,7 @@ class Forward:
         '''Return the root's output, or what is selected of it, in the relevance domain.'''
         self.check_output(self.location.root, output)
         if not any(tensor.requires_grad and not self.is_constant(tensor) for tensor in tensors_of(output)):
-            raise NoRelevance(self._why_none(leaves(output), selected))
+            raise NoRelevance(why_none(self, leaves(output), selected))
         return rebuilt(output, self._outside)
 
     def _outside(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -264,7 +261,7 @@ class Forward:
         output = ToGradient.apply(tensor, self.engine.passes, reference)
         if self.references is not None and reference is not None:
             self.references.set(output, reference)
-        self._mark(output, None, Source(tensor))
+        self.mark_tensor(output, None, Source(tensor))
         return output
 
     def to_relevance(self, tensor: torch.Tensor, where: str) -> torch.Tensor:
@@ -311,15 +308,15 @@ class Forward:
         '''Tag what an operator returned.'''
         if isinstance(output, torch.Tensor):
             if output.requires_grad:
-                self._mark(output, origin, None if twin is None else Moved(twin, 0),
+                self.mark_tensor(output, origin, None if twin is None else Moved(twin, 0),
                            None if recipe is None else Parts(recipe))
             else:
-                self.note_cast(output)
+                self.constants.note_cast(output)
         elif isinstance(output, (tuple, list)):
             for index, item in enumerate(output):
                 if isinstance(item, torch.Tensor):
                     if item.requires_grad:
-                        self._mark(item, origin, None if twin is None else Moved(twin, index),
+                        self.mark_tensor(item, origin, None if twin is None else Moved(twin, index),
                                    None if recipe is None else Parts(recipe, index))
                 else:
                     self.mark(item)
@@ -330,7 +327,9 @@ class Forward:
         return self.mark(output, recipe=moved(
             func, args, kwargs, lambda tensor: any(tensor is operand for operand in operands)))
 
-    def _mark(self, tensor: Any, origin: Origin | None, twin: Callable | None, parts: Parts | None = None) -> None:
+    def mark_tensor(self, tensor: Any, origin: Origin | None, twin: Callable | None,
+                    parts: Parts | None = None) -> None:
+        '''Tag a tensor that requires a gradient.'''
         if not torch.is_grad_enabled():
             # A view that is made without gradients claims to require one all the same, but none ever reaches its base.
             tensor.lrp_tag = self.constant_tag
@@ -368,7 +367,7 @@ class Forward:
         recipe = None if states is None and not call.operator.mixes else follow_parts(call, states)
         if output is None or call.inplace:
             self._mark_target(call, origin, recipe)
-            self._mark_memory(call.args[0], base)
+            self.memory.written(call.args[0], base)
         elif call.operator.kind is not Kind.COMPOSED and not call.carries(output):  # which is tagged by its steps
             moves = call.operator.kind in (Kind.REARRANGE, Kind.SELECT) and not call.accumulates and (
                 call.rule is None or call.rule.moves) and not (
@@ -382,68 +381,6 @@ class Forward:
             self.mark_constant(target)
         elif not self.is_constant(target) or (call.operator.kind is Kind.REARRANGE and several):
             self.mark(target, origin, recipe=recipe)
-
-    def mark_base(self, view: torch.Tensor) -> None:
-        '''Note that what a view belongs to has been written to through it.'''
-        if view._base is not None and view._base.requires_grad:
-            self.mark(view._base)
-
-    # ---- memory that tensors share -----------------------------------------------------------------------------------
-
-    def state_of(self, tensor: torch.Tensor | None) -> bool | Parts:
-        '''Return whether a tensor carries relevance, or which parts of it do.'''
-        if tensor is None or not tensor.requires_grad:
-            return False
-        return parts_of(tensor) or not self.is_constant(tensor)
-
-    def _mark_memory(self, target: torch.Tensor, before: bool | Parts) -> None:
-        '''Note what a write in place has made of the memory of its target, which others may share.
-
-        `before` is the state of what the target is a view of, before it.
-        '''
-        state, base = self.state_of(target), target._base
-        if base is None:
-            # A view keeps what it is a view of, as the backward pass may too.
-            self._share(state is not True and target._use_count() > 1)  # type: ignore[attr-defined]
-            return
-        if not base.requires_grad:
-            return
-        if state is before is False:
-            self.mark_constant(base)
-        elif state is before is True:
-            self.mark(base)
-        else:
-            self._mark(base, None, None, of_base(target, state, before))
-        self._share(state is not True)
-
-    def _share(self, shared: bool) -> None:
-        if shared:
-            self.shared, self.direct = True, False
-
-    def refresh(self, operands: list[torch.Tensor]) -> None:
-        '''Bring the tags of views up to date with what was written to their bases.'''
-        for view in operands:
-            base, tag = view._base, tag_of(view)
-            if base is None or not base.requires_grad or (tag is not None and tag.forward is not self.identity):
-                continue
-            whole = tag is None or tag is self.carrying_tag or tag is self.constant_tag or tag.version != view._version
-            state = self.state_of(base)
-            if not whole or (state is True and not self.is_constant(view)):
-                continue
-            if state is False:
-                self.mark_constant(view)
-            else:
-                self._mark(view, None, None, None if state is True else of_view(view, state))
-
-    def put_in_place(self, target: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-        '''Write what a module has computed in place where everybody sees it who holds its input.'''
-        tag = tag_of(result)
-        target.copy_(result)
-        if self.references is not None:
-            self.references.put_in_place(target, result)
-        self.mark_base(target)
-        self._mark(target, None, tag.twin if tag is not None else None)
-        return target
 
     def is_constant(self, tensor: torch.Tensor) -> bool:
         '''Whether a tensor that requires a gradient carries nothing, because it became a gate in place.'''
@@ -477,7 +414,7 @@ class Forward:
             tensor.lrp_tag = self.carrying_tag  # type: ignore[attr-defined]
             return
         if self.engine.unknown != 'gradient':
-            raise UntrackedTensor(self._why_untracked(tensor, tag, where))
+            raise UntrackedTensor(why_untracked(self, tensor, tag, where))
         self.accept(type(tensor.grad_fn).__name__, 'it is used here, and its code cannot be seen', where)
         tensor.lrp_tag = self.carrying_tag  # type: ignore[attr-defined]
 
@@ -493,34 +430,3 @@ class Forward:
         if self.observer is not None:
             running, line = self.locate()
             self.observer.accepted(module or running, name, why, line)
-
-    # ---- why not -----------------------------------------------------------------------------------------------------
-
-    def _why_none(self, outputs: list, selected: bool) -> str:
-        root = self.location.name_of(self.location.root)
-        opaque = [type(output).__name__ for output in outputs if hasattr(output, '__dict__')
-                  and not isinstance(output, torch.Tensor)]
-        if opaque:
-            return messages.unseen_output(root, opaque[0])
-        gate = next(filter(None, map(gate_of, outputs)), None)
-        if selected:
-            return messages.no_relevance_selected(root, gate)
-        if gate is not None:
-            return messages.no_relevance(root, messages.ends_at_gate(*gate, last=True))
-        if self._without_grad is not None:
-            return messages.no_relevance(root, messages.ends_without_grad(*self._without_grad))
-        if self._last_gate is None:
-            return messages.no_relevance(root, messages.NO_DEPENDENCE)
-        return messages.no_relevance(root, messages.ends_at_gate(*self._last_gate, last=False))
-
-    def _why_untracked(self, tensor: torch.Tensor, tag: Tag | None, where: str | None) -> str:
-        module, line = self.locate()
-        shape, at = tuple(tensor.shape), where or module
-        if tensor.grad_fn is None:
-            return messages.no_input(at, line, shape)
-        origin = type(tensor.grad_fn).__name__
-        if 'Checkpoint' in origin:
-            return f'module {at!r}: {messages.CHECKPOINTING}\n  {line}'
-        if tag is not None and tag.forward is not self.identity:
-            return messages.earlier_forward(at, line, shape, origin)
-        return messages.unseen_code(at, line, shape, origin)

@@ -6,20 +6,14 @@ import torch
 from torch.overrides import TorchFunctionMode
 from zennit.core import Stabilizer
 
-from ..errors import (
-    ContextError,
-    NoRelevance,
-    UnsupportedModule,
-    UnsupportedOperator,
-    UntrackedTensor,
-)
-from ..operators import TABLE, Kind, lookup, out_of_place, reason
+from ..errors import ContextError, NoRelevance, UnsupportedModule, UnsupportedOperator, UntrackedTensor
+from ..operators import TABLE, Kind, lookup, reason
 from ..operators.kinds import PRODUCTS
 from ..operators.probe import propose
 from ..operators.refusals import UNKNOWN, UNSEEN_WRITE
-from ..propagation import RULES, Call, constant, expanded, picked, taylor, whole
-from ..trees import substitute, tensors_in, tensors_of
-from . import messages, rounding, vanishing
+from ..propagation import Call
+from ..trees import tensors_in, tensors_of
+from . import messages, rounding
 from .arguments import Arguments
 from .domains import BackwardPasses, watching
 from .forward import Forward
@@ -30,19 +24,15 @@ from .module_calls import apply_to_operator
 from .origins import shifts
 from .parameters import written_to
 from .saved import without_recomputation
-from .tags import are_parts, origin_of, weights_of
+from .tags import origin_of
 from .uncompiled import uncompiled
 from .veil import Veil
-from .weights import plan
 
 #: Functions by which code says that a tensor requires a gradient.
 _SWITCHES = frozenset((torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__))
 #: Functions by which code asks for gradients while it runs.
 _GRADIENTS = _SWITCHES | {torch.autograd.grad, torch.Tensor.backward, torch.Tensor.register_hook}
 _WATCHED = _GRADIENTS | ALIASES
-
-
-_COPY = lookup(torch.Tensor.copy_)
 
 
 class Engine(TorchFunctionMode):
@@ -255,24 +245,19 @@ class Engine(TorchFunctionMode):
                 for target in written_to(operator, func, args, kwargs or {}):
                     forward.hidden.check_write(target, operator.name)
                     forward.parameters.check_write(target, operator.name)
-            if forward.makes and operator is not None and forward.references is None:
-                return self._run_constants(operator, func, args, kwargs or {})
+            if forward.constants.known and forward.references is None:
+                return forward.constants.run(operator, func, args, kwargs or {})
             output = func(*args, **(kwargs or {}))
             if forward.references is not None:
                 forward.references.follow_constants(operator, func, args, kwargs or {}, output)
             return output
         if forward.parameters.written:
             args, kwargs = forward.parameters.kept(args, kwargs or {})
-        if forward.makes and operator is not None and operator.kind in PRODUCTS:
-            constants = [tensor for tensor in tensors if not tensor.requires_grad or forward.is_constant(tensor)]
-            if 0 < len(constants) < len(tensors):
-                vanishing.forget(constants)
-                # A scale is one number for many elements.
-                place = rounding.found(constants, max(tensor.numel() for tensor in tensors if not any(
-                    tensor is constant for constant in constants)))
-                if place is not None:
-                    product = self.dispatch(operator, func, args, kwargs or {}, operands)
-                    return rounding.warn_at(product, place, forward.rounded)
+        if forward.constants.known and operator is not None and operator.kind in PRODUCTS:
+            place = forward.constants.multiplied(tensors)
+            if place is not None:
+                product = self.dispatch(operator, func, args, kwargs or {}, operands)
+                return rounding.warn_at(product, place, forward.rounded)
         if forward.direct and operator is not None and len(operands) <= operator.direct and (
                 forward.are_plain(operands)) and not (operator.pairwise and len(operands) == 1 and shifts(args)):
             return self._run_directly(forward, operator, func, args, kwargs or {}, operands, len(tensors))
@@ -288,7 +273,7 @@ class Engine(TorchFunctionMode):
             if output is not operands[0] and output.requires_grad:
                 output.lrp_tag = forward.carrying_tag if torch.is_grad_enabled() else forward.constant_tag
             elif not output.requires_grad:
-                forward.note_cast(output)
+                forward.constants.note_cast(output)
             return output
         return forward.mark(output)
 
@@ -304,72 +289,38 @@ class Engine(TorchFunctionMode):
         6. What is written into a constant is computed beside it, by the rules, so this comes before them.
         7. The rule runs.
         '''
-        if self.forward.shared:
-            self.forward.refresh(operands)
+        forward = self.forward
+        if forward.memory.shared:
+            forward.memory.refresh(operands)
         self._check_origin(operator, args, operands)
-        if self.forward.normalizes and plans and operator is not None and (
-                operator.weighs is not None or are_parts(operands)) and torch.is_grad_enabled():
-            return self._dispatch_planned(operator, func, args, kwargs, operands)
-        if any(self._is_constant(operand) for operand in operands):
+        if plans and forward.written.may_have(operator, operands):
+            return forward.written.dispatch(operator, func, args, kwargs, operands)
+        constants = forward.constants
+        if any(constants.include(operand) for operand in operands):
             if operator is not None and operator.name.endswith('__set__'):
                 unseen = operator.name == UNSEEN_WRITE
                 return self._run_unknown(operator, func, args, kwargs) if unseen else func(*args, **kwargs)
-            if self._fills_parameter(operator, args, operands):
+            if constants.fills_parameter(operator, args, operands):
                 return func(*args, **kwargs)
-            if self._is_view_of_constant(operator, operands):
-                output = self._run_constants(operator, func, args, kwargs)
+            if constants.may_be_viewed(operator, operands):
+                output = constants.run(operator, func, args, kwargs)
                 if isinstance(output, torch.Tensor) and output._is_view():
-                    return self.forward.mark_constant(output)
-            detached = self._detach_constants(operator, args, kwargs)
+                    return forward.mark_constant(output)
+            detached = constants.detached(operator, args, kwargs)
             operands = [tensor for tensor in tensors_in(*detached) if tensor.requires_grad]
             if not operands:
-                return self._run_constants(operator, func, args, kwargs, detached)
+                return constants.run(operator, func, args, kwargs, detached)
             args, kwargs = detached
         if operator is None or operator.kind in (Kind.REFUSED, Kind.PLAIN):
             return self._run_unknown(operator, func, args, kwargs)
-        call = Call(self.forward, operator, func, args, kwargs, operands)
+        call = Call(forward, operator, func, args, kwargs, operands)
         if not torch.is_grad_enabled():
             return self._run_without_grad(call)
         if kwargs.get('out') is not None:
-            raise UnsupportedOperator(messages.out_argument(*self.forward.locate(), operator.name))
-        if call.inplace and self.forward.is_constant(call.args[0]) and operator.kind not in (
-                Kind.REARRANGE, Kind.SELECT):
-            return self._write_into_constant(call)
-        return self._run_rule(call)
-
-    def _run_constants(self, operator, func, args, kwargs, detached=None):
-        '''Run a function of constants, and follow what it makes of those that are known.'''
-        run, kwargs_run = (args, kwargs) if detached is None else detached
-        if not self.forward.makes or operator is None:
-            return func(*run, **kwargs_run)
-        made = vanishing.follow(operator, func, args, kwargs)
-        output = func(*run, **kwargs_run)
-        rounding.follow(args, kwargs, output)
-        return output if made is None else self._remade(operator, made, output)
-
-    def _remade(self, operator, made, output):
-        '''Return an activation in the place of a constant that vanishes where what it is made of does.'''
-        if not self._vanishes(operator, made):
-            vanishing.keep(output, made)
-            return output
-        activation = self._run_vanishing(operator, made)
-        if not operator.inplace:
-            return activation
-        self.dispatch(_COPY, torch.Tensor.copy_, (output, activation), {}, [
-            tensor for tensor in (output, activation) if tensor.requires_grad])
-        return self.forward.mark(output, origin_of(activation))
-
-    def _vanishes(self, operator, made):
-        return torch.is_grad_enabled() and made.source.requires_grad and vanishing.vanishes(operator, made)
-
-    def _run_vanishing(self, operator, made):
-        '''A gate less what it is at zero is an activation, and carries relevance.'''
-        source = made.source
-        with self:
-            for move in made.moves:
-                source = move(source)
-        row = vanishing.activation(operator, made)
-        return self._run_rule(Call(self.forward, row, made.function, (source,), {}, [source]))
+            raise UnsupportedOperator(messages.out_argument(*forward.locate(), operator.name))
+        if call.inplace and forward.is_constant(call.args[0]) and operator.kind not in (Kind.REARRANGE, Kind.SELECT):
+            return constants.write(call)
+        return self.run_rule(call)
 
     def _check_origin(self, operator, args, operands):
         '''Refuse operands from code that cannot be seen, but parameters, and what would receive no relevance anyway.'''
@@ -386,30 +337,6 @@ class Engine(TorchFunctionMode):
             return ()
         first = args[:2] if operator.kind is Kind.ATTENTION else args[:1]
         return [arg for arg in first if isinstance(arg, torch.Tensor) and not any(arg is other for other in args[2:])]
-
-    def _is_constant(self, tensor):
-        '''Whether a tensor that requires a gradient carries nothing: a gate written in place, a foreign parameter.'''
-        return self.forward.is_constant(tensor) or isinstance(tensor, torch.nn.Parameter)
-
-    def _detach_constants(self, operator, args, kwargs):
-        target = args[0] if operator is not None and operator.inplace and args else None
-
-        def detached(tensor):
-            constant = tensor is not target and tensor.requires_grad and self._is_constant(tensor)
-            return tensor.detach() if constant else tensor
-        return substitute((args, kwargs), detached)
-
-    def _is_view_of_constant(self, operator, operands):
-        '''Whether a function may return a view of a constant, which stays one for autograd: it may be written to.'''
-        return operator is not None and operator.kind is Kind.REARRANGE and not (
-            operator.inplace or operator.mixes) and torch.is_grad_enabled() and all(
-                self.forward.is_constant(operand) for operand in operands)
-
-    def _fills_parameter(self, operator, args, operands):
-        '''Whether a function gives a parameter its values, such as that of a module which is built in a forward.'''
-        target = args[0] if operator is not None and operator.inplace and args else None
-        return isinstance(target, torch.nn.Parameter) and (
-            not torch.is_grad_enabled() or all(operand is target for operand in operands))
 
     def _run_unknown(self, operator, func, args, kwargs):
         if operator is not None and operator.harmless:
@@ -431,96 +358,7 @@ class Engine(TorchFunctionMode):
             return self.forward.mark(call.run())
         raise UnsupportedOperator(messages.written_without_grad(*self.forward.locate(), call.operator.name))
 
-    def _write_into_constant(self, call):
-        '''Write into what carries nothing: it stays so, unless what is written carries relevance.'''
-        target, *rest = call.args
-        made = vanishing.follow(call.operator, call.func, call.args, call.kwargs) if self.forward.makes else None
-        if made is not None:
-            call.func(target.detach(), *rest, **call.kwargs)
-            return self._remade(call.operator, made, target)
-        with self:
-            output = out_of_place(call.func, call.operator.name)(target.detach().clone(), *rest, **call.kwargs)
-        origin = origin_of(output)
-        self.dispatch(_COPY, torch.Tensor.copy_, (target, output), {}, [
-            tensor for tensor in (target, output) if tensor.requires_grad])
-        return target if origin is None else self.forward.mark(target, origin)
-
-    def _dispatch_planned(self, operator, func, args, kwargs, operands):
-        '''Run what may be a part of a softmax that is written out.'''
-        made = vanishing.follow(operator, func, args, kwargs) if self.forward.makes else None
-        if made is not None and self._vanishes(operator, made) and not operator.inplace:
-            return self._run_vanishing(operator, made)
-        planned, call = self._plan(operator, func, args, kwargs, operands)
-        if planned is not None and planned.how != 'plain':
-            output = self._run_planned(planned, call)
-            if made is not None:
-                vanishing.keep(output, made)
-            return output
-        output = self.dispatch(operator, func, args, kwargs, operands, plans=False)
-        if planned is not None:
-            self.forward.mark_weights(call.args[0] if call.inplace else output, planned.part)
-        return output
-
-    def _plan(self, operator, func, args, kwargs, operands):
-        '''How a call runs that may be a part of a softmax which is written out.'''
-        forward = self.forward
-        known = {id(operand): weights for operand in operands if (weights := weights_of(operand)) is not None}
-        if kwargs.get('out') is not None:
-            return None, None
-        rule = forward.operation_of(operator.kind)
-        if rule is not taylor and rule is not RULES.get(operator.kind) and operator.kind is not Kind.SOFTMAX or (
-                not forward.expands_softmaxes()):
-            return None, None
-
-        constants = {id(operand) for operand in operands if id(operand) not in known and self._is_constant(operand)}
-        if constants:
-            args, kwargs = substitute(
-                (args, kwargs), lambda tensor: tensor.detach() if id(tensor) in constants else tensor)
-            operands = [operand for operand in operands if id(operand) not in constants]
-        call = Call(forward, operator, func, args, kwargs, operands)
-        if not operands or call.inplace and args[0]._is_view():
-            return None, None
-        planned = plan(call, known, rule is taylor, forward.is_gate)
-        current = planned is None or planned.how == 'plain' or all(
-            weights.recipe is None or weights.recipe.is_current() for weights in known.values())
-        return planned if current else None, call
-
-    def _run_planned(self, planned, call):
-        '''Run a step of a softmax that is written out: a constant that keeps its way back, or all of it.'''
-        forward, how, weights = self.forward, planned.how, planned.part
-        if how == 'steps':
-            return self._run_rule(call)
-        if how == 'constant':
-            output = self._run_rule(call, constant)
-            forward.mark_weights(output, weights, carries=False)
-            return output
-        if how == 'copied':
-            output = self._run_rule(call, _copied)
-        else:
-            parts = _parts(call, planned.constants)
-
-            def rule(call):
-                return _copied(call, whole, parts, planned.divisor)
-            if how == 'latent':
-                return self._run_latent(call, rule if parts else None, weights)
-            if call.inplace and id(call.args[0]) in parts and forward.is_constant(call.args[0]):
-                call.args[0].detach_()  # from what it was before it became a constant, which may be written over
-            output = self._run_rule(call, rule)
-            forward.mark(output)
-        forward.mark_weights(output, weights)
-        return output
-
-    def _run_latent(self, call, rule, weights):
-        forward, kind = self.forward, call.operator.kind
-        is_made = kind in (Kind.GATE, Kind.ACTIVATION) or call.carries_at(call.operator.steered)
-        if rule is None:
-            rule = _copied if is_made else picked if kind is Kind.SELECT else forward.operation_of(kind)
-        output = self._run_rule(call, rule, weights)
-        if is_made:
-            forward.note_gate(call, output)
-        return output
-
-    def _run_rule(self, call, rule=None, weights=None):
+    def run_rule(self, call, rule=None, weights=None):
         '''Run a call by the rule of the composite, or else that of its kind.
 
         As a part of a softmax it has a rule of its own, and `weights` if the result is a constant.
@@ -535,8 +373,9 @@ class Engine(TorchFunctionMode):
         if forward.references is not None:
             forward.references.begin(call)
         origins = [origin_of(operand) for operand in call.operands]
-        states = [forward.state_of(operand) for operand in call.operands] if forward.parted or call.inplace else None
-        base = call.inplace and forward.state_of(call.args[0]._base)
+        state_of = forward.memory.state_of
+        states = [state_of(operand) for operand in call.operands] if forward.parted or call.inplace else None
+        base = call.inplace and state_of(call.args[0]._base)
         check_memory = guard(call) if call.inplace else None
         module, hook = forward.rule_of(kind)
         if forward.observed:
@@ -592,19 +431,6 @@ class Engine(TorchFunctionMode):
         if not carried and torch._C._functorch.peek_interpreter_stack() is None:
             self.forward.mark_constant(tensor)
         return output
-
-
-def _copied(call, rule=expanded, *how):
-    '''What a rule returns, as a copy: exponentials need in their backward pass what code may write to.'''
-    output = rule(call, *how)
-    return output if call.inplace or call.operator.weighs is None else output.clone()
-
-
-def _parts(call, constants):
-    '''By the ``id`` of an operand, how it is computed by plain autograd, if by other calls than those that ran.'''
-    recipes = {id(operand): weights.recipe.compute for operand in call.operands
-               if (weights := weights_of(operand)) is not None and weights.recipe is not None}
-    return {**recipes, **{id(tensor): lambda leaf, tensor=tensor: tensor.detach() for tensor in constants}}
 
 
 def _itself(output):

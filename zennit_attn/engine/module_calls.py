@@ -178,7 +178,7 @@ def apply_rule(forward, module, function, hook, args, kwargs, name):
     others = iter(call.reference or ())
     result = rebuilt(structure, lambda tensor: forward.to_gradient(
         next(outputs), next(others, None)) if tensor.is_floating_point() else tensor)
-    return result if target is None else forward.put_in_place(target, result)
+    return result if target is None else forward.memory.put_in_place(target, result)
 
 
 def apply_to_operator(forward, call, module, hook):
