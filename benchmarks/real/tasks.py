@@ -1,9 +1,13 @@
 '''Tasks of trained models whose evidence is known: inputs, what is explained, where its evidence stands.'''
+import re
+import string
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
 import torch
+from einops import reduce, repeat
+from torch.nn.functional import interpolate
 
 from .reader import vector
 
@@ -275,6 +279,83 @@ def marked(reader, form, first, second):
     return ids, mask
 
 
+# ---- the words that people rate --------------------------------------------------------------------------------------
+
+def sentiment(reader, random):
+    '''Is a sentence about a film negative or positive? People have rated words by themselves.'''
+    text, rating = random.choice(reader.tokenizer.sentences)
+    target, words = int(rating > 0.), reader.tokenizer.valence
+    encoded = reader.tokenizer(text, return_tensors='pt', return_offsets_mapping=True)
+    ids, spans = encoded.input_ids, encoded.offset_mapping[0].tolist()
+    rated = [(match.span(), words[match.group().lower()]) for match in re.finditer(r"[A-Za-z'-]+", text)
+             if match.group().lower() in words]
+    if ids.shape[1] > 40 or len(rated) < 2 or not any((valence > 0.) == target for _, valence in rated):
+        return None
+    with torch.no_grad():
+        if reader.scores(ids, {})[0].softmax(dim=1)[0, target] < .5:
+            return None
+    valence = torch.zeros(ids.shape)
+    for span, value in rated:
+        valence[covered(spans, *span)] = value if target else -value
+    special = torch.tensor([[start == stop for start, stop in spans]])
+    return Sample(ids, target, valence > 0., masked(reader, ids, special), valence=valence)
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+def squares(mask, size):
+    '''Which squares of some pixels a side a mask covers by half at least, of shape ``(1, rows, columns)``.'''
+    return reduce(mask.float(), '(i p) (j q) -> 1 i j', 'mean', p=size, q=size) >= .5
+
+
+def reading(reader, random):
+    '''A line of letters and digits; why is one of them read there?'''
+    line = reader.tokenizer
+    text = ' '.join(''.join(random.choices(string.ascii_lowercase + string.digits, k=random.randrange(3, 6)))
+                    for _ in range(2))
+    input = line.draw(text)
+    with torch.no_grad():
+        read, places = line.read(reader.network.network(input)[0])
+    if read != text:
+        return None
+    index = random.choice([index for index, character in enumerate(text) if character != ' '])
+    left, upper, right, lower = (round(end) for end in line.box(text, index))
+    mask = torch.zeros(input.shape[2:])
+    mask[upper:lower, left:right] = 1.
+    mask = squares(mask, reader.network.size)
+    if not mask.any():  # a comma or the like, as i and l may be
+        return None
+    return Sample(input, line.characters.index(text[index]), mask, torch.ones_like(input),
+                  {'place': torch.tensor([places[index]])})
+
+
+#: What photographs are normalized with: means and deviations of ImageNet.
+MEAN, DEVIATION = torch.tensor([.485, .456, .406]), torch.tensor([.229, .224, .225])
+
+
+def silhouette(reader, random):
+    '''A horse on grass, gravel or bricks; why does the most important place of the image count?'''
+    from skimage import data  # of the extra
+    horse = 1. - torch.tensor(data.horse()).float()
+    ground = torch.tensor(getattr(data, random.choice(['grass', 'gravel', 'brick']))()) / 255.
+    top, left = (random.randrange(0, 512 - 224) for _ in range(2))
+    image = repeat(ground[top:top + 224, left:left + 224], 'h w -> h w c', c=3)
+    height = random.randrange(80, 160)
+    horse = interpolate(horse[None, None], (height, round(height * horse.shape[1] / horse.shape[0])))[0, 0] > .5
+    horse = horse.flip(1) if random.random() < .5 else horse
+    top, left = random.randrange(0, 224 - height), random.randrange(0, 224 - horse.shape[1])
+    mask = torch.zeros(224, 224, dtype=torch.bool)
+    mask[top:top + height, left:left + horse.shape[1]] = horse
+    color = torch.tensor([random.random() * .5 for _ in range(3)])
+    image = torch.where(mask[..., None], color, image)
+    input = ((image - MEAN) / DEVIATION).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        place = reader.network.network(input).flatten().argmax()
+    if not mask.flatten()[place]:
+        return None
+    return Sample(input, 0, squares(mask, reader.network.size), torch.zeros_like(input), {'place': place[None]})
+
+
 BLANKS = 'reference: blanks but for first token and template'
 MASKS = 'reference: [MASK] but for special tokens'
 TASKS = [
@@ -286,5 +367,8 @@ TASKS = [
     Task('similar-bge', 'bge', 'encoder', similar, f'the sentence that answers the question; {MASKS}'),
     Task('similar-minilm', 'minilm', 'encoder', similar, f'the sentence that answers the question; {MASKS}'),
     Task('reaction', 'rxnfp', 'encoder', reaction, f'the groups that react; {MASKS} and the arrow'),
+    Task('sentiment', 'sentiment', 'encoder', sentiment, f'the words that people rate as the class; {MASKS}'),
+    Task('reading', 'reading', 'image', reading, 'the character; reference: white'),
+    Task('silhouette', 'saliency', 'image', silhouette, 'the horse; reference: the mean colour of photographs'),
 ]
 NAMES = {task.name: task for task in TASKS}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..operators import Kind, Operator, lookup, out_of_place
+from ..operators.kinds import PRODUCTS
 from ..propagation import Call
 from ..trees import substitute
 from . import rounding, vanishing
@@ -69,7 +70,8 @@ class Constants:
         '''Note on a gate what it was made of, and where it was rounded.'''
         if call.operator.name in rounding.FUNCTIONS:
             self.note_rounded(output)
-        self.known = vanishing.note(call, output, copy) or self.known
+        elif vanishing.note(call, output, copy):
+            self._know()
 
     def note_cast(self, output: torch.Tensor) -> None:
         '''Note that values were rounded, if a tensor that carries none holds integers.'''
@@ -79,10 +81,15 @@ class Constants:
     def note_rounded(self, output: Any) -> None:
         '''Note that a constant holds rounded values.'''
         rounding.note(output, self._forward.locate())
-        self.known = True
+        self._know()
 
-    def multiplied(self, tensors: list[torch.Tensor]) -> tuple[str, str] | None:
+    def _know(self):
+        self.known = self._forward.attentive = True
+
+    def multiplied(self, operator: Operator | None, tensors: list[torch.Tensor]) -> tuple[str, str] | None:
         '''Let constants that multiply what carries relevance be gates; return where they were rounded, or None.'''
+        if not self.known or operator is None or operator.kind not in PRODUCTS:
+            return None
         constants = [tensor for tensor in tensors if not tensor.requires_grad or self._forward.is_constant(tensor)]
         if not 0 < len(constants) < len(tensors):
             return None

@@ -74,6 +74,8 @@ class Forward:
         Whether softmaxes may be expanded, so that those that are written out have to be known.
     parted: bool
         Whether there are tensors of which some elements are constants.
+    attentive: bool
+        Whether parameters were written to, or constants are known, so that each call has to be looked at.
     rounded: list of tuple
         Of what it was said that it rounds.
     ends: bool
@@ -102,6 +104,7 @@ class Forward:
         self.direct = not (self.assignments.any or self.observed)
         self.normalizes = self._normalizes()
         self.parted = False
+        self.attentive = False
         self.ends = engine.selects
         self.rounded: list = []
         self.refusal: UntrackedTensor | None = None
@@ -153,7 +156,8 @@ class Forward:
         target = call.args[0] if call.inplace and call.args[0].requires_grad else output
         if isinstance(target, torch.Tensor):
             target.lrp_gate = self.last_gate  # type: ignore[attr-defined]
-        self.constants.note_gate(call, output, copy)
+        if call.operator.kind is not Kind.SOFTMAX:
+            self.constants.note_gate(call, output, copy)
 
     def note_end(self, call: Call, output: Any) -> None:
         '''Remember what enters a softmax or a gate, in which the model may end.'''

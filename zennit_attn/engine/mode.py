@@ -244,17 +244,17 @@ class Engine(TorchFunctionMode):
                     operator.inplace or operator.kind is Kind.REFUSED or kwargs and 'out' in kwargs):
                 for target in written_to(operator, func, args, kwargs or {}):
                     forward.hidden.check_write(target, operator.name)
-                    forward.parameters.check_write(target, operator.name)
+                    forward.attentive = forward.parameters.check_write(target, operator.name) or forward.attentive
             if forward.constants.known and forward.references is None:
                 return forward.constants.run(operator, func, args, kwargs or {})
             output = func(*args, **(kwargs or {}))
             if forward.references is not None:
                 forward.references.follow_constants(operator, func, args, kwargs or {}, output)
             return output
-        if forward.parameters.written:
-            args, kwargs = forward.parameters.kept(args, kwargs or {})
-        if forward.constants.known and operator is not None and operator.kind in PRODUCTS:
-            place = forward.constants.multiplied(tensors)
+        if forward.attentive:
+            if forward.parameters.written:
+                args, kwargs = forward.parameters.kept(args, kwargs or {})
+            place = forward.constants.multiplied(operator, tensors)
             if place is not None:
                 product = self.dispatch(operator, func, args, kwargs or {}, operands)
                 return rounding.warn_at(product, place, forward.rounded)
@@ -412,7 +412,7 @@ class Engine(TorchFunctionMode):
             alias = func(*args, **kwargs)
             self.forward.hidden.note_alias(func, args[0], alias)
             if func is torch.Tensor.numpy:
-                self.forward.parameters.check_array(args[0])
+                self.forward.attentive = self.forward.parameters.check_array(args[0]) or self.forward.attentive
             return alias
         if not any(tensor.requires_grad for tensor in tensors_in(args, kwargs)):
             return func(*args, **kwargs)

@@ -51,11 +51,12 @@ class Parameters:
         self.ran: set = set()
         self._before: dict[int, tuple] = {}
 
-    def check_write(self, target: torch.Tensor, name: str) -> None:
-        '''Note a write in place to a constant, if that is a parameter, or refuse it if its values are needed.'''
+    def check_write(self, target: torch.Tensor, name: str) -> bool:
+        '''Note a write in place to a constant, or refuse it if its values are needed; return whether it is a parameter.
+        '''
         found = self._known().get(address(target, shared=True))
         if found is None:
-            return
+            return False
         parameter, tensor = found
         module = self._ruled(parameter)
         ruled = module[0] if module is not None and id(module[1]) in self.ran else None
@@ -65,8 +66,9 @@ class Parameters:
             self._put_back()
             raise UnsupportedOperator(messages.written_parameter(*self._location.locate(), name, parameter, ruled))
         self.written |= {address(target, shared=True), id(target)}  # by its id, as it may be given other memory
+        return True
 
-    def check_array(self, tensor: torch.Tensor) -> None:
+    def check_array(self, tensor: torch.Tensor) -> bool:
         '''Note that NumPy may write to a parameter, which nobody sees, or refuse it where a rule reads it.'''
         found = self._known().get(address(tensor, shared=True))
         if found is not None:
@@ -74,6 +76,7 @@ class Parameters:
             if module is not None:
                 raise UnsupportedOperator(messages.array_of_parameter(*self._location.locate(), found[0], module[0]))
             self.written.add(address(tensor, shared=True))
+        return found is not None
 
     def _ruled(self, parameter):
         '''The name of the module that has a parameter, and the module, if it has a rule.'''
