@@ -16,7 +16,11 @@ from .canonizers.attention import engine_of
 from .composites import AttentionComposite
 from .conservation import audit
 from .plain import PlainForward
-from .sources import call
+from .recommendation import recommended
+from .sources import call, resolve
+
+#: The name under which :py:func:`explain` finds a composite by the kind of the model.
+RECOMMENDED = 'recommended'
 
 
 @dataclass
@@ -162,7 +166,7 @@ class Explanation:
         return self.html()
 
 
-def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=None, compare=True):
+def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=None, compare=True, tokenizer=None):
     '''Explain what a model says of an input.
 
     Parameters
@@ -177,7 +181,8 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
         that the model's ``config`` knows, indices of shape [batch], or a function of the output that returns one number
         for each sample, such as those of :py:mod:`zennit_attn.seeds`.
     composite: str, type or :py:class:`zennit.core.Composite`, optional
-        A composite of this package or of Zennit: its name (``'attn_lrp'``), its class, or an instance.
+        A composite of this package or of Zennit: its name (``'attn_lrp'``), its class, or an instance; or
+        ``'recommended'``, see :py:func:`~zennit_attn.recommendation.recommended`.
     select: callable, optional
         Takes what the model returns and returns the part of which `target` is asked. Default is what the model returns,
         or its ``logits``.
@@ -188,6 +193,8 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
         that is another question than one after the other, where the other is a constant.
     compare: bool, optional
         Whether to run the model once more without a context, and to refuse where it computes something else in it.
+    tokenizer: optional
+        The tokenizer of a language model, for what is recommended.
 
     Returns
     -------
@@ -213,10 +220,10 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
     if any(module.training for module in model.modules()):
         raise ValueError(f'{type(model).__name__} is in training mode, in which dropout and batch norm change what it '
                          'says; call model.eval() first')
-    composite = composite_of(composite)
+    sources = resolve(model, inputs, wrt)
+    composite = composite_of(composite, model, sources, tokenizer)
     question = _Question(model, target, select)
-    attributor = Relevance(model, composite, wrt, select=question, compare=False)
-    sources = attributor.sources(inputs)
+    attributor = Relevance(model, composite, sources, select=question, compare=False)
     plain = PlainForward(model, lambda input: question.spoken(call(model, input)), inputs, False)
     if plain.error is not None:
         raise plain.error from None
@@ -229,12 +236,18 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
         lambda: audit(model, composite, inputs, select=_Question(model, target, select), compare=False, wrt=sources))
 
 
-def composite_of(given):
-    '''Return a composite by its name or its class.
+def composite_of(given, model, sources, tokenizer=None):
+    '''Return a composite by its name or its class, or the one that is recommended.
 
     Parameters
     ----------
     given: str, type or :py:class:`zennit.core.Composite`
+    model: :py:class:`torch.nn.Module`
+        What is explained.
+    sources: :py:class:`~zennit_attn.sources.Sources`
+        Of what in its input.
+    tokenizer: optional
+        That of a language model.
 
     Returns
     -------
@@ -250,7 +263,9 @@ def composite_of(given):
         return given
     if isinstance(given, type) and issubclass(given, Composite):
         return given()
-    ours = [name for name, kind in COMPOSITES.items() if issubclass(kind, AttentionComposite)]
+    if isinstance(given, str) and given == RECOMMENDED:
+        return recommended(model, tokenizer, tokens=bool(sources.taken) and not sources.arguments)
+    ours = [RECOMMENDED, *(name for name, kind in COMPOSITES.items() if issubclass(kind, AttentionComposite))]
     if not isinstance(given, str):
         raise TypeError(f'{given!r} is no composite; pass one, its class, or its name: {", ".join(ours)}')
     if given not in COMPOSITES:

@@ -85,7 +85,8 @@ class Generation:
         return result
 
 
-def explain_generation(model, inputs, max_new_tokens=20, answer=None, composite='cp_lrp', contrast=False, **options):
+def explain_generation(model, inputs, max_new_tokens=20, answer=None, composite='cp_lrp', contrast=False,
+                       tokenizer=None, **options):
     '''Explain each token of what a language model answers.
 
     The answer is given to the model as a whole, so that one forward is enough for all its tokens; each has a backward
@@ -101,7 +102,7 @@ def explain_generation(model, inputs, max_new_tokens=20, answer=None, composite=
         The length of the answer, which the model generates with the largest logit of each step.
     answer: :py:class:`torch.Tensor`, optional
         Token ids of an answer of shape [batch, answer], in place of one that the model generates.
-    composite: optional
+    composite, tokenizer: optional
         As for :py:func:`~zennit_attn.explanation.explain`.
     contrast: bool, optional
         Whether each token is explained against the one with the largest logit of all others.
@@ -140,8 +141,8 @@ def explain_generation(model, inputs, max_new_tokens=20, answer=None, composite=
             return chosen
         others = logits.detach().scatter(2, answer[..., None], -torch.inf).argmax(2)
         return chosen - logits.gather(2, others[..., None])[..., 0]
-    composite = composite_of(composite)
     sources = resolve(model, given)
+    composite = composite_of(composite, model, sources, tokenizer)
     plain = plain_forward(model, composite, given, sources.outputs, select)
     rows = {name: [] for name in sources.names}
     with composite.context(model), torch.enable_grad():

@@ -85,7 +85,7 @@ def resolve(model, input, wrt=None, outside=nullcontext):
         Names of arguments (``pixel_values``, ``batch.x``, or a place such as ``0``), modules, or dotted names of
         modules, whose output is explained. An argument that holds integers is explained at the output of the embedding
         that takes it. Default is every argument that is floating point or goes through an embedding, but masks,
-        positions, types of tokens and labels.
+        positions, types of tokens and labels. Sources that were found before are returned.
     outside: callable, optional
         Returns a context manager, in which no context is open on the model.
 
@@ -100,6 +100,8 @@ def resolve(model, input, wrt=None, outside=nullcontext):
     ValueError
         If there is no such argument or module.
     '''
+    if isinstance(wrt, Sources):
+        return wrt
     found = _named(model, input)
     entries = [wrt] if isinstance(wrt, (str, torch.nn.Module)) else wrt
     if entries is None:

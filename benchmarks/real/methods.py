@@ -13,6 +13,7 @@ from torch.nn.functional import one_hot
 
 from zennit_attn.attribution import TokenGradient
 from zennit_attn.composites import CPLRP, AttnLRP, AttnLRPGamma, AttnTaylor, CPLRPGamma, Difference
+from zennit_attn.recommendation import recommended
 
 #: Steps of integrated gradients, and draws of SmoothGrad.
 STEPS = 20
@@ -157,6 +158,11 @@ def difference(name, contrast=False, **settings):
     return Method(name, partial(by_rule, build, contrast=contrast), '3')
 
 
+def best(reader, sample):
+    '''What the package recommends for the kind of the model.'''
+    return recommended(reader.network, reader.tokenizer, tokens=not sample.input.is_floating_point())
+
+
 METHODS = [
     composite('CPLRP', lambda reader, sample: CPLRP()),
     composite('CPLRP, contrast', lambda reader, sample: CPLRP(), contrast=True),
@@ -165,6 +171,7 @@ METHODS = [
     composite('AttnLRPGamma', lambda reader, sample: AttnLRPGamma()),
     composite('AttnLRPGamma(.25)', lambda reader, sample: AttnLRPGamma(linear_gamma=.25)),
     composite('AttnTaylor', lambda reader, sample: AttnTaylor()),
+    Method('recommended', partial(by_rule, best), '2 or 3'),
     difference('Difference'),
     difference('Difference, contrast', contrast=True),
     difference('Difference now', norm='now'),

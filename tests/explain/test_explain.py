@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from zennit.attribution import Gradient
 
-from helpers import Snapshot, assert_closed, assert_restored
+from helpers import Snapshot, assert_closed, assert_restored, equal_maps
 from zennit_attn import AttnLRP, Difference, Relevance, TokenGradient, explain, seeds
-from zennit_attn.composites import CPLRP, AttnTaylor
+from zennit_attn.composites import CPLRP, AttnLRPGamma, AttnTaylor
 from zennit_attn.errors import ChangedForward, NoRelevance
 from zennit_attn.heatmap import Text
+from zennit_attn.references import blank_tokens
 
 
 class Tokens(nn.Module):
@@ -269,7 +270,7 @@ def test_an_unknown_name_is_refused_with_those_that_there_are():
     model = made(Tokens)
     with pytest.raises(ValueError, match="'input_id'; did you mean input_ids"):
         explain(model, ENCODED, wrt='input_id')
-    with pytest.raises(ValueError, match="no composite 'attnlrp'; there are cp_lrp, attn_lrp"):
+    with pytest.raises(ValueError, match="no composite 'attnlrp'; there are recommended, cp_lrp, attn_lrp"):
         explain(model, ENCODED, composite='attnlrp')
     with pytest.raises(TypeError, match='is no composite'):
         explain(model, ENCODED, composite=None)
@@ -346,3 +347,36 @@ def test_texts_and_images_are_shown_and_saved(tmp_path):
         text.save(tmp_path / 'text.doc')
     with pytest.raises(ValueError, match='nothing was explained under the name'):
         text.show('ids')
+
+
+# ---- what is recommended ---------------------------------------------------------------------------------------------
+
+class Continues(Tokens):
+    '''A model that continues texts, as those of transformers say it.'''
+    def can_generate(self):
+        return True
+
+
+class Tokenizer:
+    '''A tokenizer in which a line break is the last of two tokens.'''
+    all_special_ids = [1, 2]
+
+    def __call__(self, text, add_special_tokens=True):
+        assert (text, add_special_tokens) == ('\n', False)
+        return {'input_ids': [9, 10]}
+
+
+@pytest.mark.parametrize(('cls', 'input', 'tokenizer', 'expected'), [
+    (Tokens, ENCODED, None, AttnLRP()),
+    (Tokens, ENCODED, Tokenizer(), AttnLRP()),
+    (Continues, ENCODED, None, CPLRP()),
+    (Continues, ENCODED, Tokenizer(), Difference(blank_tokens(10, keep_ids=[1, 2]))),
+    (Table, (torch.tensor([1, 3]), torch.ones(2, 2, dtype=torch.float64)), None, AttnLRPGamma()),
+])
+def test_what_is_recommended_goes_by_the_kind_of_the_model(cls, input, tokenizer, expected):
+    model = made(cls)
+    found = explain(model, input, composite='recommended', tokenizer=tokenizer)
+    other = explain(model, input, composite=expected)
+    for one, two in zip(found.tokens().values(), other.tokens().values(), strict=True):
+        assert equal_maps(one, two)
+    assert_closed(found.audit())

@@ -6,7 +6,7 @@ import torch
 from ..attribution import call_model, flat, output_relevance, plain_forward
 from ..canonizers.attention import engine_of
 from ..errors import NoRelevance
-from ..sources import Sources, resolve
+from ..sources import resolve
 from ..trees import gathered, substitute, tensors_in
 from .ledger import Audit
 from .recorder import recorded
@@ -53,7 +53,7 @@ def audit(model, composite, input, attr_output=None, embedding=None, select=None
     '''
     input = substitute(dict(input) if isinstance(input, Mapping) else input, lambda tensor: tensor.detach().clone())
     if wrt is not None:
-        chosen = wrt if isinstance(wrt, Sources) else resolve(model, input, wrt)
+        chosen = resolve(model, input, wrt)
         input, arguments = chosen.prepared(input)
         embedding, sources = chosen.outputs, list(arguments.values())
     else:
