@@ -1,5 +1,6 @@
 '''The benchmark on trained models, run on tiny random ones: methods, scores, parts, tables. Nothing is fetched.'''
 import sys
+import tarfile
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.real import fetch, measure, methods, run, tasks  # noqa: E402 - after the path to it
+from benchmarks.real import fetch, measure, methods, run, sanity, tasks  # noqa: E402 - after the path to it
 from benchmarks.real.reader import Reader  # noqa: E402 - after the path to it
 
 TOKENS, CLASSES, BLANK = 6, 3, 0
@@ -192,6 +193,57 @@ def test_a_task_that_the_model_cannot_do():
     task = tasks.Task('hard', 'tiny', 'encoder', lambda reader, random: None, 'nothing')
     with pytest.raises(ValueError, match='tiny answers none of 80 samples of hard'):
         task.samples(None, 2)
+
+
+def test_sanity_of_a_linear_model():
+    '''A map of a model that forgot is another one, one of a model with a little noise is the same.'''
+    text = sanity.section(TASK, reader(Linear(), attends=False), [methods.NAMES['CPLRP'], methods.NAMES['rollout']], 2, 0)
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('|')]
+    assert [row[0] for row in rows] == ['method', '---', 'CPLRP']  # a model without maps of attention has no rollout
+    forgotten, near, arrives, first, kept = (float(cell.split()[0]) for cell in rows[-1][1:])
+    assert abs(forgotten) < .95 < near <= 1.
+    assert arrives == 1.
+    assert 0. < first == kept < 1.
+
+
+def test_what_forgets_keeps_the_embedding_and_the_model():
+    network = Attention()
+    mine = reader(network)
+    other, before = sanity.forgetful(mine), network.query.weight.clone()
+    assert torch.equal(other.embedding.weight, mine.embedding.weight)
+    assert other.embedding is other.network.embedding is not mine.embedding
+    assert torch.equal(network.query.weight, before)
+    assert not torch.equal(other.network.query.weight, before)
+    assert torch.equal(other.network.query.weight.flatten().sort()[0], before.flatten().sort()[0])
+
+
+def test_noise_is_in_the_embedding_or_in_the_image():
+    mine, other = reader(Linear()), sample()
+    near, samples = sanity.noisy(mine, [other])
+    assert samples == [other]
+    assert 0. < (near.embedding.weight - mine.embedding.weight).std() < .03 * mine.embedding.weight.std()
+    image = tasks.Sample(torch.randn(1, 3, 8, 8), 0, torch.ones(1, 2, 2, dtype=torch.bool), torch.zeros(1, 3, 8, 8))
+    same, (moved,) = sanity.noisy(mine, [image])
+    assert same is mine
+    assert 0. < (moved.input - image.input).std() < .03
+
+
+def test_squares_that_a_mask_covers():
+    mask = torch.zeros(4, 6)
+    mask[:2, :3] = mask[3, 4:] = 1.
+    assert tasks.squares(mask, 2).tolist() == [[[True, True, False], [False, False, True]]]
+
+
+def test_a_source_distribution_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setenv(fetch.VARIABLE, str(tmp_path))
+    archive = tmp_path / 'vaderSentiment-3.3.2.tar.gz'
+    (tmp_path / 'words.txt').write_text('good')
+    with tarfile.open(archive, 'w:gz') as opened:
+        opened.add(tmp_path / 'words.txt', 'vader/words.txt')
+        opened.add(tmp_path / 'words.txt', 'vader/other.md')
+    assert fetch.download('vaderSentiment', '3.3.2') == archive
+    folder = fetch.unpack(archive, ('.txt',))
+    assert [path.name for path in folder.rglob('*') if path.is_file()] == ['words.txt']
 
 
 def test_evidence_in_braces():
