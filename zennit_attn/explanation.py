@@ -44,6 +44,7 @@ class Explanation:
     note: str = ''
     _inputs: dict = field(default_factory=dict, repr=False)
     _audit: object = field(default=None, repr=False)
+    _tokenizer: object = field(default=None, repr=False)
 
     def audit(self):
         '''Measure where all relevance went.
@@ -78,7 +79,7 @@ class Explanation:
         name: str, optional
             Which of several things that are explained. Default is the first.
         tokens: list of str, optional
-            The tokens of a text. Default are their numbers.
+            The tokens of a text. Default are those of the tokenizer that was given, or else their numbers.
         sample: int, optional
             Which sample.
 
@@ -92,7 +93,7 @@ class Explanation:
         ValueError
             If there is no such name, or relevance that is neither of an image nor of tokens.
         '''
-        from .heatmap import Heatmap, Row, Text, figure, pixel_relevance
+        from .heatmap import Heatmap, Row, Text, figure, pixel_relevance, token_texts
         maps = self.relevance if isinstance(self.relevance, dict) else {'': self.relevance}
         name = next(iter(maps)) if name is None else name
         if name not in maps:
@@ -111,7 +112,8 @@ class Explanation:
         values = relevance[sample].sum(-1) if relevance.ndim == 3 else relevance[sample]
         if tokens is None:
             known = input is not None and input[sample].shape == values.shape
-            tokens = [f' {value:.4g}' for value in (input[sample] if known else range(len(values)))]
+            tokens = token_texts(self._tokenizer, input[sample]) if known and self._tokenizer is not None else [
+                f' {value:.4g}' for value in (input[sample] if known else range(len(values)))]
         return Text(list(tokens), values, title)
 
     def save(self, path, **kwargs):
@@ -194,7 +196,8 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
     compare: bool, optional
         Whether to run the model once more without a context, and to refuse where it computes something else in it.
     tokenizer: optional
-        The tokenizer of a language model, for what is recommended.
+        The tokenizer of a model of texts, as those of ``transformers``: for what is recommended, and to show tokens as
+        text.
 
     Returns
     -------
@@ -233,7 +236,8 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
         plain.check(question.said)
     return Explanation(
         relevance, output.detach(), question.words(len(output)), question.note, sources.given(inputs),
-        lambda: audit(model, composite, inputs, select=_Question(model, target, select), compare=False, wrt=sources))
+        lambda: audit(model, composite, inputs, select=_Question(model, target, select), compare=False, wrt=sources),
+        tokenizer)
 
 
 def composite_of(given, model, sources, tokenizer=None):

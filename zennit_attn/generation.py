@@ -32,6 +32,7 @@ class Generation:
     output: torch.Tensor
     prompt: int
     _inputs: dict = field(default_factory=dict, repr=False)
+    _tokenizer: object = field(default=None, repr=False)
 
     def span(self, start=0, stop=None):
         '''Return one map for several tokens of the answer: the sum of their rows.
@@ -56,7 +57,7 @@ class Generation:
         name: str, optional
             Which of several things that are explained. Default is the first.
         source, answer: list of str, optional
-            The tokens. Default are their ids.
+            The tokens. Default are those of the tokenizer that was given, or else their ids.
         sample: int, optional
             Which sample.
 
@@ -69,8 +70,8 @@ class Generation:
         from .heatmap.colors import COLORS, limit_of, matplotlib_cmap, to_array
         name = next(iter(self.relevance)) if name is None else name
         rows = to_array(self.relevance[name][sample], 2, '(answer, tokens)')
-        source = [str(int(each)) for each in self._inputs[name][sample]] if source is None else list(source)
-        answer = [str(int(each)) for each in self.ids[sample]] if answer is None else list(answer)
+        source = self._texts(self._inputs[name][sample]) if source is None else list(source)
+        answer = self._texts(self.ids[sample]) if answer is None else list(answer)
         if rows.shape != (len(answer), len(source)):
             raise ValueError(f'there are {len(answer)} tokens of the answer and {len(source)} that the model was '
                              f'given, but a matrix of {rows.shape}')
@@ -83,6 +84,12 @@ class Generation:
         axes.set_xlabel('given')
         axes.set_ylabel('answer')
         return result
+
+
+    def _texts(self, ids):
+        from .heatmap.tokens import token_texts
+        return [str(int(each)) for each in ids] if self._tokenizer is None else [
+            text.replace('\n', '\\n') for text in token_texts(self._tokenizer, ids)]
 
 
 def explain_generation(model, inputs, max_new_tokens=20, answer=None, composite='cp_lrp', contrast=False,
@@ -158,7 +165,7 @@ def explain_generation(model, inputs, max_new_tokens=20, answer=None, composite=
                 rows[name].append(relevance.sum(-1).detach())
     plain.check(output)
     return Generation(answer, {name: torch.stack(own, 1) for name, own in rows.items()}, output.detach(), length,
-                      {name: given[name] for name in rows})
+                      {name: given[name] for name in rows}, tokenizer)
 
 
 def _generated(model, prompt, encodes, count, options):

@@ -11,7 +11,7 @@ from helpers import Snapshot, assert_closed, assert_restored, equal_maps
 from zennit_attn import AttnLRP, Difference, Relevance, TokenGradient, explain, seeds
 from zennit_attn.composites import CPLRP, AttnLRPGamma, AttnTaylor
 from zennit_attn.errors import ChangedForward, NoRelevance
-from zennit_attn.heatmap import Text
+from zennit_attn.heatmap import Text, token_texts
 from zennit_attn.references import blank_tokens
 
 
@@ -347,6 +347,37 @@ def test_texts_and_images_are_shown_and_saved(tmp_path):
         text.save(tmp_path / 'text.doc')
     with pytest.raises(ValueError, match='nothing was explained under the name'):
         text.show('ids')
+
+
+# ---- tokens as texts -------------------------------------------------------------------------------------------------
+
+class Words:
+    '''A tokenizer that marks the spaces before words, or that there is none.'''
+    def __init__(self, marks):
+        self.marks = marks
+
+    def convert_ids_to_tokens(self, ids):
+        assert all(isinstance(index, int) for index in ids)
+        return [self.marks[index] for index in ids]
+
+    def decode(self, ids):
+        return self.marks[ids[0]].lstrip('Ġ▁')
+
+
+@pytest.mark.parametrize(('marks', 'expected'), [
+    (['<s>', 'Ġa', 'Ġfil', 'm'], ['<s>', ' a', ' fil', 'm']),
+    (['▁a', '▁film', '.', '</s>'], [' a', ' film', '.', '</s>']),
+    (['[CLS]', 'a', 'film', '##s'], ['[CLS]', ' a', ' film', 's']),
+])
+def test_texts_of_tokens_have_their_spaces(marks, expected):
+    assert token_texts(Words(marks), torch.arange(4)) == expected
+
+
+def test_what_is_shown_is_the_text_where_the_tokenizer_is_known():
+    tokenizer = Words(['[CLS]', *'abcdefghij'])
+    explanation = explain(made(Tokens), ENCODED, tokenizer=tokenizer)
+    assert explanation.show('input_ids').tokens == token_texts(tokenizer, ENCODED['input_ids'][0])
+    assert explanation.show('input_ids', tokens=list('wxyz')).tokens == list('wxyz')
 
 
 # ---- what is recommended ---------------------------------------------------------------------------------------------

@@ -197,7 +197,8 @@ def test_a_task_that_the_model_cannot_do():
 
 def test_sanity_of_a_linear_model():
     '''A map of a model that forgot is another one, one of a model with a little noise is the same.'''
-    text = sanity.section(TASK, reader(Linear(), attends=False), [methods.NAMES['CPLRP'], methods.NAMES['rollout']], 2, 0)
+    chosen = [methods.NAMES['CPLRP'], methods.NAMES['rollout']]
+    text = sanity.section(TASK, reader(Linear(), attends=False), chosen, 2, 0)
     rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('|')]
     assert [row[0] for row in rows] == ['method', '---', 'CPLRP']  # a model without maps of attention has no rollout
     forgotten, near, arrives, first, kept = (float(cell.split()[0]) for cell in rows[-1][1:])

@@ -4,6 +4,7 @@ import torch
 
 from zennit_attn import explain, explain_generation, seeds
 from zennit_attn.composites import CPLRP, AttnLRP, Difference
+from zennit_attn.references import blank_tokens
 
 from .test_questions import IDS, built
 
@@ -72,3 +73,28 @@ def test_what_is_wrong_is_said():
         explain_generation(model.train(), IDS)
     with pytest.raises(TypeError, match='has no method generate; pass the answer'):
         explain_generation(model.eval().model, IDS)
+
+
+class Letters:
+    '''A tokenizer of one letter a token, of which 0 is special and 3 is the line break.'''
+    all_special_ids = [0]
+
+    def __call__(self, text, add_special_tokens=True):
+        assert not add_special_tokens
+        return {'input_ids': [3]}
+
+    def convert_ids_to_tokens(self, ids):
+        return [f'Ġ{index}' for index in ids]
+
+    def decode(self, ids):
+        return f'{ids[0]}\n'
+
+
+def test_what_is_recommended_for_a_decoder_and_its_tokens_as_texts():
+    model, *_ = built('language')
+    options = {'answer': IDS[:, :3], 'tokenizer': Letters()}
+    generation = explain_generation(model, IDS, composite='recommended', **options)
+    other = explain_generation(model, IDS, composite=Difference(blank_tokens(3, keep_ids=[0])), **options)
+    assert torch.equal(generation.relevance['input_ids'], other.relevance['input_ids'])
+    labels = generation.show().axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == [f' {int(index)}\\n' for index in IDS[0, :3]]

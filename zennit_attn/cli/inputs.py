@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from ..heatmap.tokens import token_texts
 from ..trees import rebuilt, tensors_of
 from .models import load_tokenizer
 from .usage import UsageError, blaming, unknown_name
@@ -94,18 +95,7 @@ def tokens(text, loaded, options, embedding):
     if words and all(index == tokenizer.unk_token_id for index in words):
         raise UsageError(f'the tokenizer knows nothing of {text!r} (its vocabulary has {len(tokenizer)} entries): was '
                          'it saved with the model? Pass --tokenizer FOLDER')
-    pieces = [tokenizer.decode([index]) for index in ids]
-    return torch.tensor([ids]), _spaced(tokenizer, ids, pieces)
-
-
-def _spaced(tokenizer, ids, pieces):
-    '''Tokens decoded one by one lose the spaces before them, which the tokenizer marks in its own ways.'''
-    marks = tokenizer.convert_ids_to_tokens(ids)
-    if any(mark.startswith(('Ġ', '▁')) for mark in marks):
-        return [' ' * (mark.startswith(('Ġ', '▁')) and not piece.startswith(' ')) + piece
-                for mark, piece in zip(marks, pieces, strict=True)]
-    return [mark.removeprefix('##') if mark.startswith('##') else ' ' * bool(index) + mark
-            for index, mark in enumerate(marks)]
+    return torch.tensor([ids]), token_texts(tokenizer, ids)
 
 
 def _tokenizer(name):

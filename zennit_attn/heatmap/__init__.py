@@ -9,7 +9,7 @@ from .patches import Patches, patch_figure, patch_relevance, token_patches
 from .pixels import Heatmap, Row, figure, pixel_image, pixel_relevance, positive_share
 from .sequences import head_relevance, layer_relevance, sequence_figure
 from .titles import title
-from .tokens import Text
+from .tokens import Text, token_texts
 
 __all__ = [
     'COLORS',
@@ -32,4 +32,5 @@ __all__ = [
     'sequence_figure',
     'title',
     'token_patches',
+    'token_texts',
 ]

@@ -11,6 +11,35 @@ from .titles import visible, wrapped
 _RESET = '\x1b[0m'
 
 
+def token_texts(tokenizer, ids):
+    '''Return the texts of tokens with the spaces before them, which tokens that are decoded one by one lose.
+
+    Parameters
+    ----------
+    tokenizer: object
+        A tokenizer of ``transformers``, which marks spaces in its own way: ``Ġ``, ``▁``, or ``##`` where there is none.
+    ids: :py:class:`torch.Tensor` or list of int
+        The ids, of shape [tokens].
+
+    Returns
+    -------
+    list of str
+        One text a token; together they are the text.
+
+    Examples
+    --------
+    >>> Text(token_texts(tokenizer, input_ids[0]), relevance[0].sum(-1))
+    '''
+    ids = [int(index) for index in ids]
+    marks = tokenizer.convert_ids_to_tokens(ids)
+    if not any(mark.startswith(('Ġ', '▁')) for mark in marks):
+        return [mark.removeprefix('##') if mark.startswith('##') else ' ' * bool(index) + mark
+                for index, mark in enumerate(marks)]
+    pieces = [tokenizer.decode([index]) for index in ids]
+    return [' ' * (mark.startswith(('Ġ', '▁')) and not piece.startswith(' ')) + piece
+            for mark, piece in zip(marks, pieces, strict=True)]
+
+
 @dataclass(frozen=True)
 class Text:
     '''A text whose tokens are coloured by their relevance; a notebook shows it as it is.
