@@ -94,6 +94,10 @@ SNIPPETS = {
     'activation, roll': lambda m, y: F.gelu(y).roll(1, 1),
     'activation, transpose': lambda m, y: F.gelu(y).transpose(1, 2).transpose(1, 2),
     'activation, pow': lambda m, y: F.gelu(y) ** 2,
+    'halves of a gate less one': lambda m, y: y + (lambda s: s.chunk(2, -1)[0] + s.chunk(2, -1)[1] - 1)(
+        torch.sigmoid(y)).repeat(1, 1, 2),
+    'gate less numbers that are not equal': lambda m, y: y + 2 * torch.sigmoid(2 * y) - torch.linspace(
+        1, 2, y.shape[-1]).to(y),
     'activation + parameter': lambda m, y: F.gelu(y) * 0.5 + m.v,
     'activation / number': lambda m, y: F.gelu(y) / 2,
     'activation, cumsum': lambda m, y: F.gelu(y).cumsum(1),
