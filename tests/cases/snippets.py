@@ -96,6 +96,9 @@ SNIPPETS = {
     'activation, pow': lambda m, y: F.gelu(y) ** 2,
     'halves of a gate less one': lambda m, y: y + (lambda s: s.chunk(2, -1)[0] + s.chunk(2, -1)[1] - 1)(
         torch.sigmoid(y)).repeat(1, 1, 2),
+    'gate with others put in, less one': lambda m, y: y + (2 * torch.sigmoid(2 * y)).masked_fill(
+        torch.arange(y.shape[-1]) > 1, 1.5) - 1,
+    'gate that multiplies, less one': lambda m, y: (lambda s: y * s + 2 * s - 1)(torch.sigmoid(2 * y)),
     'gate less numbers that are not equal': lambda m, y: y + 2 * torch.sigmoid(2 * y) - torch.linspace(
         1, 2, y.shape[-1]).to(y),
     'activation + parameter': lambda m, y: F.gelu(y) * 0.5 + m.v,
@@ -315,6 +318,12 @@ def largest_of_places(x, index, src):
 
 # Functions that the replica does not know, each beside the same written with others.
 WRITTEN_OUT = {
+    'gate in place, doubled in place': (lambda m, y: y * (2 * y).sigmoid_().mul_(2),
+                                        lambda m, y: y * (2 * torch.sigmoid(2 * y))),
+    'gate in place by a flag, less what it is at zero': (
+        lambda m, y: y + (F.hardsigmoid(2 * y, inplace=True) - .5), lambda m, y: y + (F.hardsigmoid(2 * y) - .5)),
+    'gate in place by its position, less what it is at zero': (
+        lambda m, y: y + (F.hardsigmoid(2 * y, True) - .5), lambda m, y: y + (F.hardsigmoid(2 * y) - .5)),
     'scatter_reduce sum': (lambda m, y: y.scatter_reduce(1, along_tokens(y), m.fc2(y), 'sum'),
                            lambda m, y: y.scatter_add(1, along_tokens(y), m.fc2(y))),
     'scatter_reduce mean': (

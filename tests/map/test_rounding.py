@@ -43,6 +43,14 @@ def through_int8(y):
     return (y / scale_of(y)).round().to(torch.int8).to(y.dtype) * scale_of(y)
 
 
+def by_a_method(y):
+    return (y / scale_of(y)).round().char().double() * scale_of(y)
+
+
+def by_a_method_alone(y):
+    return (y / scale_of(y)).int() * scale_of(y)
+
+
 def by_a_cast(y):
     return torch.mul((y / scale_of(y)).to(torch.int8), scale_of(y))
 
@@ -55,7 +63,8 @@ def in_place(y):
     return (y / scale_of(y)).round_().mul_(scale_of(y))
 
 
-@pytest.mark.parametrize('between', [quantized, through_integers, through_int8, by_a_cast, by_floor, in_place])
+@pytest.mark.parametrize('between', [
+    quantized, through_integers, through_int8, by_a_cast, by_a_method, by_a_method_alone, by_floor, in_place])
 @pytest.mark.parametrize('composite', [CPLRP, AttnLRP])
 def test_it_is_said_where_only_the_scale_receives_relevance(between, composite):
     model, input = made(between)
@@ -89,10 +98,14 @@ def looked_up(y):
 
 
 def of_a_mask(y):
-    return y.amax(-1, keepdim=True) * (y > 0).to(y)
+    return y.amax(-1, keepdim=True) * (y.round() > 0).to(y)
 
 
-@pytest.mark.parametrize('between', [looked_up, of_a_mask])
+def of_a_mask_of_a_cast(y):
+    return y.amax(-1, keepdim=True) * y.round().long().bool().to(y)
+
+
+@pytest.mark.parametrize('between', [looked_up, of_a_mask, of_a_mask_of_a_cast])
 def test_what_whole_numbers_are_an_index_or_a_mask_of_is_not_rounded(between):
     model, input = made(between)
     with warnings.catch_warnings():

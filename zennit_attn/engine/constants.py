@@ -78,6 +78,13 @@ class Constants:
         if output.dtype in rounding.INTEGERS:
             self.note_rounded(output)
 
+    def cast(self, tensor: torch.Tensor, output: torch.Tensor) -> None:
+        '''Note that values that carry relevance were cast to integers, or such that had been rounded before.'''
+        if tensor.requires_grad and not self._forward.is_constant(tensor):
+            self.note_rounded(output)
+        else:
+            rounding.follow((tensor,), {}, output)
+
     def note_rounded(self, output: Any) -> None:
         '''Note that a constant holds rounded values.'''
         rounding.note(output, self._forward.locate())

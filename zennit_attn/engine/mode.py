@@ -32,7 +32,7 @@ from .veil import Veil
 _SWITCHES = frozenset((torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__))
 #: Functions by which code asks for gradients while it runs.
 _GRADIENTS = _SWITCHES | {torch.autograd.grad, torch.Tensor.backward, torch.Tensor.register_hook}
-_WATCHED = _GRADIENTS | ALIASES
+_WATCHED = _GRADIENTS | ALIASES | rounding.CASTS
 
 
 class Engine(TorchFunctionMode):
@@ -404,10 +404,14 @@ class Engine(TorchFunctionMode):
     def _run_watched(self, func, args, kwargs):
         '''Refuse gradients taken while the model runs: they would be those of the rules. Hooks may only look.
 
-        Where code asks for the memory of a tensor, that is noted.
+        Where code asks for the memory of a tensor, or casts it to integers, that is noted.
         '''
         if func in _SWITCHES:
             return self._switch(func, args, kwargs)
+        if func in rounding.CASTS:
+            output = func(*args, **kwargs)
+            self.forward.constants.cast(args[0], output)
+            return output
         if func in ALIASES:
             alias = func(*args, **kwargs)
             self.forward.hidden.note_alias(func, args[0], alias)

@@ -11,6 +11,8 @@ from . import messages
 
 #: What takes values to whole numbers.
 FUNCTIONS = frozenset(('round', 'floor', 'ceil', 'trunc', 'fix'))
+#: What casts them to integers, besides functions that cast to any type.
+CASTS = frozenset(getattr(torch.Tensor, name) for name in ('byte', 'char', 'short', 'int', 'long'))
 #: Types that hold nothing else.
 INTEGERS = frozenset((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
 

@@ -95,8 +95,9 @@ def note(call: Call, output: Any, copy: torch.Tensor | None = None) -> bool:
     operand, = call.operands
     if output.shape != operand.shape:
         return False
-    args = tuple(HERE if arg is operand else arg for arg in call.args)
-    kwargs = {key: HERE if arg is operand else arg for key, arg in call.kwargs.items()}
+    args = tuple(HERE if arg is operand else False if position == call.operator.flag else arg
+                 for position, arg in enumerate(call.args))
+    kwargs = {key: HERE if arg is operand else arg for key, arg in call.kwargs.items() if key != 'inplace'}
     function = Function(_pure(call.operator, call.func), args, kwargs)
     keep(output, Made(operand if copy is None else copy, function, call.operator.name in BOUNDED))
     return True
@@ -109,7 +110,7 @@ def _is_gate(call):
     if not (smooth or operator.exponent is not None) or len(operands) != 1 or operands[0].is_complex():
         return False
     given = (*call.args, *call.kwargs.values())
-    return call.inplace is operator.inplace and all(arg is operands[0] or isinstance(arg, Real) for arg in given)
+    return all(arg is operands[0] or isinstance(arg, Real) for arg in given)
 
 
 def _pure(operator, func):
@@ -159,8 +160,7 @@ def follow(operator: Operator, func: Callable, args: tuple, kwargs: Mapping) -> 
         return None
     numbers = {id(arg): number for arg in given if id(arg) not in found
                and (number := _number(arg, next(each for each in given if id(each) in found))) is not None}
-    if len({arg.shape for arg in given if id(arg) in found}) > 1 or any(
-            id(arg) not in found and id(arg) not in numbers for arg in given):
+    if any(id(arg) not in found and id(arg) not in numbers for arg in given):
         return None
     terms = {**{key: made.function for key, made in found.items()}, **numbers}
     args, kwargs = substitute((tuple(args), dict(kwargs)), lambda tensor: terms[id(tensor)])
