@@ -96,11 +96,11 @@ SNIPPETS = {
     'activation, pow': lambda m, y: F.gelu(y) ** 2,
     'halves of a gate less one': lambda m, y: y + (lambda s: s.chunk(2, -1)[0] + s.chunk(2, -1)[1] - 1)(
         torch.sigmoid(y)).repeat(1, 1, 2),
-    'gate with others put in, less one': lambda m, y: y + (2 * torch.sigmoid(2 * y)).masked_fill(
-        torch.arange(y.shape[-1]) > 1, 1.5) - 1,
-    'gate that multiplies, less one': lambda m, y: (lambda s: y * s + 2 * s - 1)(torch.sigmoid(2 * y)),
-    'gate less numbers that are not equal': lambda m, y: y + 2 * torch.sigmoid(2 * y) - torch.linspace(
-        1, 2, y.shape[-1]).to(y),
+    'gate with others put in, less one': lambda m, y: y + ((2 * torch.sigmoid(2 * y)).masked_fill(
+        torch.arange(y.shape[-1]) > 1, 1.5) - 1),
+    'gate that multiplies, less one': lambda m, y: (lambda s: y * s + (2 * s - 1))(torch.sigmoid(2 * y)),
+    'gate less numbers that are not equal': lambda m, y: y + (2 * torch.sigmoid(2 * y) - torch.linspace(
+        1, 2, y.shape[-1]).to(y)),
     'activation + parameter': lambda m, y: F.gelu(y) * 0.5 + m.v,
     'activation / number': lambda m, y: F.gelu(y) / 2,
     'activation, cumsum': lambda m, y: F.gelu(y).cumsum(1),

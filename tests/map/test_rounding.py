@@ -102,7 +102,7 @@ def of_a_mask(y):
 
 
 def of_a_mask_of_a_cast(y):
-    return y.amax(-1, keepdim=True) * y.round().long().bool().to(y)
+    return y.amax(-1, keepdim=True) * y.round().long().to(torch.bool).to(y)
 
 
 @pytest.mark.parametrize('between', [looked_up, of_a_mask, of_a_mask_of_a_cast])
