@@ -98,11 +98,11 @@ def looked_up(y):
 
 
 def of_a_mask(y):
-    return y.amax(-1, keepdim=True) * (y.round() > 0).to(y)
+    return y.amax(-1, keepdim=True) * (y.round() > 0).double()
 
 
 def of_a_mask_of_a_cast(y):
-    return y.amax(-1, keepdim=True) * y.round().long().to(torch.bool).to(y)
+    return y.amax(-1, keepdim=True) * y.round().long().to(torch.bool).double()
 
 
 @pytest.mark.parametrize('between', [looked_up, of_a_mask, of_a_mask_of_a_cast])
