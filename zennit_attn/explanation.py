@@ -16,7 +16,7 @@ from .canonizers.attention import engine_of
 from .composites import AttentionComposite
 from .conservation import audit
 from .plain import PlainForward
-from .recommendation import recommended
+from .recommendation import continues_texts, recommended
 from .sources import call, resolve
 
 #: The name under which :py:func:`explain` finds a composite by the kind of the model.
@@ -235,7 +235,7 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
     if compare:
         plain.check(question.said)
     return Explanation(
-        relevance, output.detach(), question.words(len(output)), question.note, sources.given(inputs),
+        relevance, output.detach(), question.words(len(output), tokenizer), question.note, sources.given(inputs),
         lambda: audit(model, composite, inputs, select=_Question(model, target, select), compare=False, wrt=sources),
         tokenizer)
 
@@ -330,11 +330,15 @@ class _Question:
                              'shape [batch]')
         return asked
 
-    def words(self, count):
+    def words(self, count, tokenizer=None):
         '''What was asked of each sample.'''
         if self.classes is None:
             return [getattr(self.target, '__qualname__', type(self.target).__name__).split('.')[0]] * count
-        return [_name_of(self.model, index) for index in self.classes.expand(count).tolist()]
+        indices = self.classes.expand(count).tolist()
+        if tokenizer is not None and continues_texts(self.model):
+            from .heatmap.tokens import token_texts
+            return [repr(token_texts(tokenizer, [index])[0]) for index in indices]
+        return [_name_of(self.model, index) for index in indices]
 
 
 def _labels(model):

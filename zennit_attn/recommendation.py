@@ -29,7 +29,7 @@ def recommended(model, tokenizer=None, tokens=True):
     '''
     if not tokens:
         return AttnLRPGamma()
-    if not _continues_texts(model):
+    if not continues_texts(model):
         return AttnLRP()
     if tokenizer is None:
         return CPLRP()
@@ -37,7 +37,16 @@ def recommended(model, tokenizer=None, tokens=True):
     return Difference(reference=blank_tokens(blank, keep_ids=tokenizer.all_special_ids))
 
 
-def _continues_texts(model):
-    '''Whether a model of ``transformers`` is a decoder that generates.'''
+def continues_texts(model):
+    '''Whether a model of ``transformers`` is a decoder that generates.
+
+    Parameters
+    ----------
+    model: :py:class:`torch.nn.Module`
+
+    Returns
+    -------
+    bool
+    '''
     can = getattr(model, 'can_generate', None)
     return can is not None and can() and not getattr(getattr(model, 'config', None), 'is_encoder_decoder', False)

@@ -388,9 +388,12 @@ class Continues(Tokens):
         return True
 
 
-class Tokenizer:
+class Tokenizer(Words):
     '''A tokenizer in which a line break is the last of two tokens.'''
     all_special_ids = [1, 2]
+
+    def __init__(self):
+        super().__init__([f'Ġ{index}' for index in range(11)])
 
     def __call__(self, text, add_special_tokens=True):
         assert (text, add_special_tokens) == ('\n', False)
@@ -410,4 +413,6 @@ def test_what_is_recommended_goes_by_the_kind_of_the_model(cls, input, tokenizer
     other = explain(model, input, composite=expected)
     for one, two in zip(found.tokens().values(), other.tokens().values(), strict=True):
         assert equal_maps(one, two)
+    if cls is Continues and tokenizer is not None:  # what is said is a token
+        assert found.target == [f"' {index}'" for index in other.target]
     assert_closed(found.audit())
