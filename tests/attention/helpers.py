@@ -1,17 +1,28 @@
 '''What the tests of reference modules share: the published package, its weights, and how equal is equal.'''
 from copy import deepcopy
+from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 import torch
+
+from versions import release
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
 def published(module):
     '''Import a module of a published package, or skip the tests that compare with it.'''
-    return pytest.importorskip(
-        module, reason=f'{module} is not installed (see the extra zoo in pyproject.toml)', exc_type=ImportError
-    )
+    reason = f'{module} is not installed (see the extra zoo in pyproject.toml)'
+    if module.startswith('transformers.models.') and _is_old('transformers'):
+        reason = f'needs transformers 5: {module} is not in older ones'
+    return pytest.importorskip(module, reason=reason, exc_type=ImportError)
+
+
+def _is_old(package, oldest='5.0'):
+    try:
+        return release(version(package)) < release(oldest)
+    except PackageNotFoundError:
+        return False
 
 
 def perturbed(module, scale=0.1):
