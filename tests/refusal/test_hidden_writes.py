@@ -80,6 +80,16 @@ def by_numpy(fc, x):
     return y
 
 
+def by_a_copy_for_numpy(fc, x):
+    array = fc.weight.detach().clone().numpy()
+    array *= 2
+    return fc(x) * float(abs(array).max())
+
+
+def by_a_number(fc, x):
+    return fc(x) * float(2 * fc.weight.detach().abs().max())
+
+
 def limited_in_place(fc, x):
     with torch.no_grad():
         fc.weight.renorm_(2, 0, .5)
@@ -185,6 +195,13 @@ def test_weights_changed_and_changed_back(call, same, composite):
         assert torch.equal(model.fc.weight, before)
         return
     assert equal_maps(explain(model, input, composite)[1], explain(*built(same), composite)[1])
+
+
+@every_composite
+def test_a_copy_for_numpy(composite):
+    '''The advice of the refusal.'''
+    expected = explain(*built(by_a_number), composite)[1]
+    assert equal_maps(explain(*built(by_a_copy_for_numpy), composite)[1], expected)
 
 
 @every_composite
