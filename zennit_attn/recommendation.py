@@ -7,8 +7,9 @@ def recommended(model, tokenizer=None, tokens=True):
     '''Return the composite that did best for a kind of model.
 
     Chosen on two thirds of the samples of trained models and confirmed on the rest
-    (``benchmarks/results/real-llm.md``, ``real-encoders.md``, ``real-sentiment.md``, ``real-images.md``). What is
-    best for a task may be another one: measure where you can.
+    (``benchmarks/results/real-llm.md``, ``real-encoders.md``, ``real-sentiment.md``, ``real-images.md``); but for the
+    blank of language models, for which all of them were looked at, and which other samples confirm
+    (``python -m benchmarks.real.run --seed 1``). What is best for a task may be another one: measure where you can.
 
     Parameters
     ----------
