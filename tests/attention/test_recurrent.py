@@ -7,14 +7,21 @@ import torch
 from torch.nn.functional import normalize
 from torch.overrides import TorchFunctionMode
 
-from zennit_attn.attention import causal_dot_product, delta_rule, gated_delta_rule, gated_linear_attention
+from zennit_attn.attention import (
+    causal_dot_product,
+    delta_rule,
+    gated_delta_rule,
+    gated_linear_attention,
+    general_delta_rule,
+)
 from zennit_attn.kernels import recurrent as room
 
 from .helpers import assert_close, cast, published
 
 LENGTHS = [1, 2, 31, 32, 33, 70]
 LEADING = [(), (2,), (2, 3)]
-FORMS = ['plain', 'decay', 'decay_by_key', 'bonus', 'delta', 'delta_decay', 'delta_decay_by_key']
+FORMS = ['plain', 'decay', 'decay_by_key', 'bonus', 'delta', 'delta_decay', 'delta_decay_by_key', 'general',
+         'general_decay', 'general_decay_by_key']
 
 
 def operands(form, length=70, leading=(2,), d=6, e=4):
@@ -32,19 +39,23 @@ def operands(form, length=70, leading=(2,), d=6, e=4):
         inputs['beta'] = draw(length).sigmoid()
     if form == 'bonus':
         inputs['bonus'] = draw(length, d)
+    if 'general' in form:
+        inputs['a'], inputs['b'] = normalize(draw(length, d), dim=-1), draw(length, d) / d
     return {**inputs, 'initial_state': draw(d, e)}
 
 
 def operator(form):
+    if 'general' in form:
+        return general_delta_rule
     return gated_delta_rule if 'delta' in form else gated_linear_attention
 
 
-def formula(q, k, v, initial_state, decay=None, beta=None, bonus=None):
+def formula(q, k, v, initial_state, decay=None, beta=None, bonus=None, a=None, b=None):
     '''One memory after another as matrices, each row of the batch by itself.'''
     if v.ndim > 2:
         rows = [formula(**{name: each[i] for name, each in (
             ('q', q), ('k', k), ('v', v), ('initial_state', initial_state), ('decay', decay), ('beta', beta),
-            ('bonus', bonus)) if each is not None}) for i in range(len(v))]
+            ('bonus', bonus), ('a', a), ('b', b)) if each is not None}) for i in range(len(v))]
         return tuple(torch.stack(parts) for parts in zip(*rows, strict=True))
     memory, outs, eye = initial_state, [], torch.eye(q.shape[-1], dtype=v.dtype)
     for i in range(len(v)):
@@ -52,7 +63,8 @@ def formula(q, k, v, initial_state, decay=None, beta=None, bonus=None):
         strength = 1. if beta is None else beta[i]
         erase = eye if beta is None else eye - strength * torch.outer(k[i], k[i])
         write, before = strength * torch.outer(k[i], v[i]), memory
-        memory = erase @ keep @ memory + write
+        keep = erase @ keep if a is None else keep + torch.outer(b[i], a[i])
+        memory = keep @ memory + write
         outs.append(q[i] @ (memory if bonus is None else before + torch.diag(bonus[i]) @ write))
     return torch.stack(outs), memory
 
@@ -88,6 +100,13 @@ def test_without_decay_they_are_their_elders(backend):
     assert_close(gated_delta_rule(**inputs, backend=backend), delta_rule(**inputs))
     del inputs['beta']
     assert_close(gated_linear_attention(**inputs, backend=backend), causal_dot_product(**inputs))
+
+
+def test_the_general_delta_rule_is_the_gated_one_with_one_key(backend):
+    inputs = operands('delta_decay_by_key')
+    k, beta = inputs['k'], inputs.pop('beta')[..., None]
+    general = {**inputs, 'k': beta * k, 'a': inputs['decay'].exp() * k, 'b': -beta * k}
+    assert_close(general_delta_rule(**general, backend=backend), gated_delta_rule(**inputs, beta=beta[..., 0]))
 
 
 @every_form
@@ -161,7 +180,8 @@ def test_future_is_exactly_absent(backend, form):
     assert torch.equal(operator(form)(**other, initial_state=state, backend=backend)[:, :51], out[:, :51])
 
 
-@pytest.mark.parametrize('form', ['decay', 'decay_by_key', 'bonus', 'delta_decay', 'delta_decay_by_key'])
+@pytest.mark.parametrize('form', [
+    'decay', 'decay_by_key', 'bonus', 'delta_decay', 'delta_decay_by_key', 'general_decay_by_key'])
 @pytest.mark.parametrize('strength', [200., torch.inf])
 def test_strong_decays_neither_overflow_nor_lose_digits(backend, form, strength):
     '''Of a sum of decays over a chunk the exponential is 0 or infinite, and differences of such sums are no number.'''
@@ -231,10 +251,10 @@ def test_autocast_does_not_lower_sums(backend, form):
 
 
 @pytest.mark.parametrize('shape', [(2, 0), (0, 5), (0, 0)])
-@pytest.mark.parametrize('function', [gated_linear_attention, gated_delta_rule])
+@pytest.mark.parametrize('function', [gated_linear_attention, gated_delta_rule, general_delta_rule])
 def test_nothing_gives_nothing(backend, shape, function):
     q, v, gate = torch.zeros(*shape, 3), torch.zeros(*shape, 4, requires_grad=True), torch.zeros(shape)
-    out = function(q, q, v, gate, backend=backend)
+    out = function(q, q, v, *((q, q) if function is general_delta_rule else ()), gate, backend=backend)
     assert out.shape == v.shape
     if out.requires_grad:
         out.sum().backward()
@@ -269,10 +289,12 @@ BAD_CALLS = {
 
 
 @pytest.mark.parametrize('case', BAD_CALLS)
-@pytest.mark.parametrize('function', [gated_linear_attention, gated_delta_rule])
+@pytest.mark.parametrize('function', [gated_linear_attention, gated_delta_rule, general_delta_rule])
 def test_refuses(case, function):
     options, error, message = BAD_CALLS[case]
     inputs = {'q': Q, 'k': Q, 'v': V, **options}
+    if function is general_delta_rule:
+        inputs['a'] = inputs['b'] = Q
     if function is gated_delta_rule:
         inputs['beta'] = inputs['v'][..., 0]
     with pytest.raises(error, match=message):
@@ -282,6 +304,8 @@ def test_refuses(case, function):
 def test_refuses_gates_of_other_shapes():
     with pytest.raises(ValueError, match=r'beta \(2, 5, 1\)'):
         gated_delta_rule(Q, Q, V, GATE[..., None])
+    with pytest.raises(ValueError, match=r'a \(2, 5, 4\), b \(2, 5, 3\)'):
+        general_delta_rule(Q, Q, V, V, Q)
     with pytest.raises(ValueError, match=r'bonus \(7, 2, 5, 3\)'):
         gated_linear_attention(Q, Q, V, bonus=torch.zeros(7, 2, 5, 3))
 

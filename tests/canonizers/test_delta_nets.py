@@ -8,7 +8,8 @@ from attention.helpers import published
 from cases.families import COMPOSITES, explain_largest
 from helpers import Snapshot, assert_closed, assert_restored, relative
 from versions import release
-from zennit_attn.canonizers import AttentionCanonizer, recurrences
+from zennit_attn.canonizers import AttentionCanonizer
+from zennit_attn.canonizers.published import functions
 from zennit_attn.composites import CPLRP
 from zennit_attn.conservation import audit
 
@@ -90,7 +91,7 @@ def test_forward_is_that_of_the_model(name):
 def test_operator_is_that_of_the_code(name, double):
     '''In float64 nothing is rounded off, so that what is added to the operator is nothing.'''
     _, _, model, input = build(name)
-    with mock.patch.object(recurrences, '_rounds', return_value=False):
+    with mock.patch.object(functions, '_rounds', return_value=False):
         output = explain_largest(model, input)[0]
     assert relative(output, model(input).detach()) <= 1e-12
 

@@ -8,7 +8,8 @@ from attention.helpers import published
 from cases.families import COMPOSITES, explain_largest
 from helpers import Snapshot, assert_closed, assert_restored, relative
 from versions import release
-from zennit_attn.canonizers import AttentionCanonizer, recurrences
+from zennit_attn.canonizers import AttentionCanonizer
+from zennit_attn.canonizers.published import FUNCTIONS, functions, replacement
 from zennit_attn.composites import CPLRP, Difference
 from zennit_attn.conservation import audit
 
@@ -96,7 +97,7 @@ def test_forward_is_that_of_the_model(name):
 def test_operator_is_that_of_the_code(name, double):
     '''In float64 nothing is rounded off, so that what is added to the operator is nothing.'''
     _, model, input = build(name)
-    with mock.patch.object(recurrences, '_rounds', return_value=False):
+    with mock.patch.object(functions, '_rounds', return_value=False):
         output = explain_largest(model, input)[0]
     assert relative(output, model(input).detach()) <= 1e-12
 
@@ -112,13 +113,14 @@ def test_ledger_closes(name, double):
 
 def test_one_token_and_its_state_are_those_of_the_code(double):
     code, _, _ = build('mamba2')
-    update = recurrences.RECURRENCES[-1].replacement
+    update = FUNCTIONS.find('mamba2_selective_state_update', code.mamba2_selective_state_update)
     state, x = torch.randn(2, 4, 8, 6, dtype=torch.float64), torch.randn(2, 4, 8, dtype=torch.float64)
     steps = torch.rand(2, 4, 1, dtype=torch.float64).expand(-1, -1, 8)
     rates = -torch.rand(4, 1, 1, dtype=torch.float64).expand(-1, 8, 6)
     keys, queries = torch.randn(2, 2, 2, 6, dtype=torch.float64)
     ours, theirs = state.clone(), state.clone()
-    out = update(code.mamba2_selective_state_update, ours, x, steps, rates, keys, queries, dt_softplus=True)
+    run = replacement(update, code.mamba2_selective_state_update)
+    out = run(ours, x, steps, rates, keys, queries, dt_softplus=True)
     expected = code.mamba2_selective_state_update(theirs, x, steps, rates, keys, queries, dt_softplus=True)
     assert relative(out, expected) <= 1e-12
     assert relative(ours, theirs) <= 1e-12

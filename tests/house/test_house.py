@@ -148,7 +148,7 @@ def test_assignments_are_found():
 
 #: What knows no relevance: the reference attention, and the kernels that it is made of.
 INNOCENT = tuple(f'zennit_attn.{room}' for room in (
-    'attention', 'kernels.causal', 'kernels.delta', 'kernels.recurrent', 'kernels.checks'))
+    'attention', 'kernels.causal', 'kernels.delta', 'kernels.recurrent', 'kernels.scan', 'kernels.checks'))
 
 
 def test_reference_attention_knows_no_relevance():

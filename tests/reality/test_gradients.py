@@ -53,6 +53,37 @@ def test_without_gradients(make):
     close(relevance_of(model, other, make), expected(make))
 
 
+LOOKS = {
+    'cast': lambda x: x.double(), 'same device': lambda x: x.cpu(), 'contiguous': lambda x: x.contiguous(),
+    'flat': lambda x: x[0, 0].flatten(), 'at least': lambda x: torch.atleast_2d(x), 'like': lambda x: x.type_as(x),
+    'view': lambda x: x[:, 0], 'maximum': lambda x: x.abs().max(), 'sum in place': lambda x: x.clone().add_(x),
+    'expanded': lambda x: x.expand_as(x), 'several': lambda x: torch.broadcast_tensors(x, x),
+}
+
+
+@every_composite
+@pytest.mark.parametrize('look', LOOKS)
+def test_a_look_without_gradients_changes_nothing(make, look):
+    '''Some functions return what they are given, which is not made without gradients.'''
+    class Looks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.look = fresh(), False
+
+        def forward(self, x):
+            x = x * 1.
+            hidden = x.tanh()
+            if self.look:
+                with torch.no_grad():
+                    for tensor in (x, hidden):
+                        LOOKS[look](tensor)
+            return self.inner(hidden + x)
+    model, relevances = Looks(), []
+    for model.look in (False, True):
+        relevances.append(relevance_of(model, data(), make))
+    close(*relevances)
+
+
 def explain_open(model, x):
     output = model(x)
     return torch.autograd.grad(output, x, one_hot(output))[0]

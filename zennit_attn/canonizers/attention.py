@@ -206,15 +206,15 @@ class AttentionCanonizer(Canonizer):
         self.engine.veil.add_class(module, before, cls)
         module.__class__ = cls
 
-    def replace_call(self, module, make):
-        '''Replace a module's forward, while the engine runs, by ``make(forward)`` until the canonizer is removed.'''
+    def replace_call(self, module, make, name='forward'):
+        '''Replace a module's method, while the engine runs, by ``make(method)`` until the canonizer is removed.'''
         engine = self.engine
-        function = replace_method(module, 'forward', self._undo)
+        function = replace_method(module, name, self._undo)
         replacement = make(function)
 
         def forward(*args, **kwargs):
             return (replacement if engine.running else function)(*args, **kwargs)
-        module.__dict__['forward'] = like_method(module, function, forward)
+        module.__dict__[name] = like_method(module, function, forward)
 
     def replace_attribute(self, module, name, value):
         '''Give a module's instance another attribute until the canonizer is removed.'''

@@ -10,7 +10,7 @@ from torch import nn
 from ..attention.fast_attention import causal_linear_attention
 from ..kernels import delta_rule, gated_linear_attention
 from .multihead import attend, multihead_type, projections_of
-from .recurrences import copied, exact, functions_of, run_recurrences
+from .published import FUNCTIONS, Rewriting, copied, exact, replacement
 
 
 class Family:
@@ -185,17 +185,25 @@ def _run_delta_rule(module, x):
     return module.output(rearrange(delta_rule(q, k, v, beta), 'b h n e -> n b (h e)'))
 
 
-class Recurrences(Family):
-    '''A recurrence in chunks, step by step or in a kernel, which are three maps if they are followed.'''
+class PublishedFunctions(Family):
+    '''Code that calls published functions for a recurrence or a kernel, whose maps would depend on which it calls.'''
     def matches(self, module):
-        '''Look for a forward that gives keywords of a recurrence to functions that are named like one.'''
-        return bool(functions_of(module))
+        '''Look for functions that are named and called like a published one, in what the forward calls.'''
+        return bool(Rewriting(FUNCTIONS, module))
 
     def help(self, canonizer, module):
-        '''Put the operator in the place of the functions.'''
-        forward = run_recurrences(module)
-        if forward is not None:
-            canonizer.replace_call(module, lambda _: partial(forward, module))
+        '''Put operators in the place of the functions.'''
+        code = Rewriting(FUNCTIONS, module)
+        for name, function in code.methods.items():
+            canonizer.replace_call(module, partial(_of_module, function, module), name)
+        for name, row in code.bound.items():
+            canonizer.replace_call(module, partial(replacement, row), name)
+        for name, value in code.attributes.items():
+            canonizer.replace_attribute(module, name, value)
+
+
+def _of_module(function, module, _):
+    return partial(function, module)
 
 
 class LightningAttention(Family):
@@ -230,12 +238,15 @@ def _run_lightning(module, forward, *args, **kwargs):
         output_final_state=True)
     out = module.norm(rearrange(out, 'b h n d -> b n (h d)'))
     result = module.out_proj(torch.sigmoid(module.output_gate(x)) * out), last
-    if cache is None:
-        return exact(result, lambda: forward(*copied(args), **copied(kwargs)))
-    cache.set_linear_cache(module.layer_idx, last)
+    if cache is not None:
+        cache.set_linear_cache(module.layer_idx, last)
+    elif x.dtype is torch.float64:
+        with torch.no_grad():
+            others = forward(*copied(args), **copied(kwargs))
+        result = exact(result, others)
     return result
 
 
 #: All families.
 FAMILIES = (LinearAttention(), ViTAttention(), Multihead(), FastAttention(), Reversible(), FastWeights(),
-            Recurrences(), LightningAttention())
+            PublishedFunctions(), LightningAttention())

@@ -218,7 +218,11 @@ class _Record(OperatorObserver):
             output, value = output._base, _within_base(output, value, self.base)
         key = SinkKey(self.where, self.call.operator.name, *(absorbed.hidden or self._identify()))
         value = value.clone()
-        output.register_hook(lambda grad: self.recorder.take(key, _inner(value, grad)))
+
+        def take(grad):
+            if grad is not None:  # of one of several outputs, which nothing depends on
+                self.recorder.take(key, _inner(value, grad))
+        output.register_hook(take)
 
     def _identify(self):
         storages = [address(tensor, shared=True) for tensor in self.call.constants]

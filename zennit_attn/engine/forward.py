@@ -336,7 +336,10 @@ class Forward:
         '''Tag a tensor that requires a gradient.'''
         if not torch.is_grad_enabled():
             # A view that is made without gradients claims to require one all the same, but none ever reaches its base.
-            tensor.lrp_tag = self.constant_tag
+            # Some functions return what they are given, such as a cast to the type that it has.
+            tag = tag_of(tensor)
+            if tag is None or tag.forward is not self.identity:
+                tensor.lrp_tag = self.constant_tag
         elif origin is None and twin is None and parts is None:
             tensor.lrp_tag = self.carrying_tag
         else:

@@ -335,8 +335,10 @@ class Engine(TorchFunctionMode):
             not operator.linear_outputs and not operator.inplace)
         if not gate or not self.forward.assignments.is_default(operator.kind):
             return ()
-        first = args[:2] if operator.kind is Kind.ATTENTION else args[:1]
-        return [arg for arg in first if isinstance(arg, torch.Tensor) and not any(arg is other for other in args[2:])]
+        kept = (operator.values,) if operator.kind is Kind.ATTENTION else range(1, len(args))
+        needed = [args[position] for position in kept if position < len(args)]
+        return [arg for position, arg in enumerate(args) if position not in kept and isinstance(arg, torch.Tensor)
+                and not any(arg is other for other in needed)]
 
     def _run_unknown(self, operator, func, args, kwargs):
         if operator is not None and operator.harmless:

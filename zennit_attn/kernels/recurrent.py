@@ -13,7 +13,7 @@ from .checks import check_mask, shapes
 CHUNK = 32  # a power of two
 
 
-def _loop(q, k, v, decay, state, beta, bonus):
+def _loop(q, k, v, decay, state, beta, bonus, a, b):
     '''The recurrence as it is written, one step a token.'''
     outs = []
     for i in range(v.shape[1]):
@@ -22,6 +22,8 @@ def _loop(q, k, v, decay, state, beta, bonus):
         if beta is not None:
             value = beta[:, i, None] * (value - torch.einsum('bde,bd->be', state, key))
         write = torch.einsum('bd,be->bde', key, value)
+        if a is not None:
+            write = write + torch.einsum('bd,be->bde', b[:, i], torch.einsum('bde,bd->be', before, a[:, i]))
         state = state + write
         read = state if bonus is None else before + bonus[:, i, :, None] * write
         outs.append(torch.einsum('bde,bd->be', read, query))
@@ -55,7 +57,7 @@ def _scores(rows, columns, decay, early=False):
     return blocks[:, :, 0]
 
 
-def _gates(q, k, decay, beta, bonus):
+def _gates(q, k, decay, beta, bonus, a, b):
     r'''All that weighs values and states in chunks of tokens, of which none depends on them.
 
     With the state :math:`S` at the start of a chunk and the values :math:`V`, a chunk is
@@ -64,6 +66,8 @@ def _gates(q, k, decay, beta, bonus):
 
     Returns :math:`A, R, W, a`, and for a delta rule :math:`T` and :math:`H`.
     '''
+    if a is not None:
+        return _general_gates(q, k, decay, a, b)
     early = bonus is not None
     scores = _scores(q, k, decay, early)
     if early:
@@ -74,6 +78,23 @@ def _gates(q, k, decay, beta, bonus):
     system = beta[..., None] * _scores(k, k, decay)  # of which the diagonal and what is above are not read
     solution = torch.linalg.solve_triangular(system, torch.diag_embed(beta), upper=False, unitriangular=True)
     return (*gates, solution, solution @ (k * decay.cumsum(2).exp()))
+
+
+def _general_gates(q, k, decay, a, b):
+    r'''The same, where :math:`U` has the values of a chunk, and below them what its tokens read of the memory by `a`.
+
+    The latter are :math:`P = \mathrm{tril}(a b^\top, -1) P + \mathrm{tril}(a k^\top, -1) V + a S`, a triangular system.
+    '''
+    size, written = q.shape[2], torch.cat([k, b], 2)
+    scores = torch.cat([_scores(q, k, decay), _scores(q, b, decay)], -1)
+    system, held = -_scores(a, b, decay, True), a * _until(decay, True).exp()
+    known = torch.cat([_scores(a, k, decay, True).tril(-1), held], -1)
+    known = torch.linalg.solve_triangular(system, known, upper=False, unitriangular=True)
+    solution = torch.cat([torch.eye(size, dtype=q.dtype, device=q.device).expand_as(known[..., :size]),
+                          known[..., :size]], 2)
+    held = torch.cat([torch.zeros_like(held), -known[..., size:]], 2)
+    return (scores, q * _until(decay, False).exp(), written * _after(decay).exp().repeat(1, 1, 2, 1),
+            decay.sum(2).exp()[..., None], solution, held)
 
 
 def _product(v, state, scores, reads, writes, keeps, solution=None, held=None):
@@ -121,14 +142,14 @@ class _Values(torch.autograd.Function):
         return *_Values.apply(grad, state, not ctx.transposed, *gates), None, *[None for _ in gates]
 
 
-def _chunked(q, k, v, decay, state, beta, bonus):
+def _chunked(q, k, v, decay, state, *others):
     '''The recurrence over chunks of tokens. Zeros that fill the last chunk write nothing and forget nothing.'''
     length = v.shape[1]
     if not length:
         return torch.zeros_like(v), state
-    q, k, v, decay, beta, bonus = (None if tensor is None else in_chunks(tensor, CHUNK)
-                                   for tensor in (q, k, v, decay, beta, bonus))
-    gates = _gates(q, k, decay, beta, bonus)
+    q, k, v, decay, *others = (None if tensor is None else in_chunks(tensor, CHUNK)
+                               for tensor in (q, k, v, decay, *others))
+    gates = _gates(q, k, decay, *others)
     if any(gate.requires_grad for gate in gates):
         out, state = _product(v, state, *gates)
     else:
@@ -153,8 +174,8 @@ def _check(function, q, k, v, decay, state, bonus, mask, bounds):
     check_mask(mask, v.shape[:-1])
 
 
-def _bounds(function, cu_seqlens, length):
-    '''Where packed sequences start and end, as numbers.'''
+def bounds_of(function, cu_seqlens, length):
+    '''Where packed sequences start and end, as numbers, or None.'''
     if cu_seqlens is None:
         return None
     bounds = cu_seqlens.tolist() if isinstance(cu_seqlens, torch.Tensor) else list(cu_seqlens)
@@ -164,28 +185,30 @@ def _bounds(function, cu_seqlens, length):
     return bounds
 
 
-def _run(function, q, k, v, decay, beta, bonus, initial_state, mask, cu_seqlens, output_final_state, backend):
-    kernel, bounds = select(backend, BACKENDS), _bounds(function, cu_seqlens, v.shape[-2] if v.ndim > 1 else 0)
+def _run(function, q, k, v, decay, initial_state, mask, cu_seqlens, output_final_state, backend, beta=None, bonus=None,
+         a=None, b=None):
+    kernel, bounds = select(backend, BACKENDS), bounds_of(function, cu_seqlens, v.shape[-2] if v.ndim > 1 else 0)
     _check(function, q, k, v, decay, initial_state, bonus, mask, bounds)
-    given = [tensor for tensor in (q, k, v, decay, beta, bonus, initial_state) if tensor is not None]
+    given = [tensor for tensor in (q, k, v, decay, beta, bonus, a, b, initial_state) if tensor is not None]
     common, working = working_dtype(*given)
     decay = q.new_zeros(v.shape[:-1]) if decay is None else decay
     decay = decay[..., None] if decay.shape == v.shape[:-1] else decay
     if mask is not None:
-        k, decay = k.masked_fill(~mask[..., None], 0.), decay.masked_fill(~mask[..., None], 0.)
+        k, decay, b = (None if each is None else each.masked_fill(~mask[..., None], 0.) for each in (k, decay, b))
     lead, (length, features), width = v.shape[:-2], q.shape[-2:], v.shape[-1]
     bounds = [0, length] if bounds is None else bounds
     states = q.new_zeros(*lead, len(bounds) - 1, features, width, dtype=working) if initial_state is None else (
         initial_state.to(working).reshape(*lead, len(bounds) - 1, features, width))
     bonus = None if bonus is None else fold(bonus.expand_as(q), working)
     q, k, v, decay = (fold(tensor, working) for tensor in (q, k, v, decay))
+    a, b = (None if each is None else fold(each, working) for each in (a, b))
     beta = None if beta is None else fold(beta, working, axes=1)
     states = states.reshape(len(v), len(bounds) - 1, features, width)
     outs, lasts = [], []
     with plain_precision(v.device.type):
         for state, start, end in zip(states.unbind(1), bounds, bounds[1:], strict=False):
             out, last = kernel(q[:, start:end], k[:, start:end], v[:, start:end], decay[:, start:end], state,
-                               *(None if each is None else each[:, start:end] for each in (beta, bonus)))
+                               *(None if each is None else each[:, start:end] for each in (beta, bonus, a, b)))
             outs.append(out)
             lasts.append(last)
     out = (outs[0] if len(outs) == 1 else torch.cat(outs, 1)).reshape(*lead, length, width).to(common)
@@ -246,8 +269,8 @@ def gated_linear_attention(q, k, v, decay=None, bonus=None, *, initial_state=Non
     TypeError
         For queries, keys or values that are not floating point, and a mask that is not boolean.
     '''
-    return _run('gated_linear_attention', q, k, v, decay, None, bonus, initial_state, mask, cu_seqlens,
-                output_final_state, backend)
+    return _run('gated_linear_attention', q, k, v, decay, initial_state, mask, cu_seqlens, output_final_state, backend,
+                bonus=bonus)
 
 
 @wrap_torch_function(lambda q, k, v, beta, decay=None, *, initial_state=None, **_: (
@@ -287,5 +310,48 @@ def gated_delta_rule(q, k, v, beta, decay=None, *, initial_state=None, mask=None
     '''
     if beta.shape != v.shape[:-1]:
         raise ValueError(f'gated_delta_rule needs beta (..., n) beside v (..., n, e), but got {shapes(beta=beta, v=v)}')
-    return _run('gated_delta_rule', q, k, v, decay, beta, None, initial_state, mask, cu_seqlens, output_final_state,
-                backend)
+    return _run('gated_delta_rule', q, k, v, decay, initial_state, mask, cu_seqlens, output_final_state, backend,
+                beta=beta)
+
+
+@wrap_torch_function(lambda q, k, v, a, b, decay=None, *, initial_state=None, **_: (
+    q, k, v, a, b, decay, initial_state))
+def general_delta_rule(q, k, v, a, b, decay=None, *, initial_state=None, mask=None, cu_seqlens=None,
+                       output_final_state=False, backend=None):
+    r'''Delta rule that reads the memory by one key and corrects it under another: RWKV-7, DPLR and IPLR.
+
+    .. math:: S_i = (\mathrm{diag}(e^{g_i}) + b_i a_i^\top) S_{i-1} + k_i v_i^\top \qquad o_i = S_i^\top q_i
+
+    What is read by :math:`a` is the memory before it decays. With :math:`a_i = e^{g_i} k_i` and
+    :math:`b_i = -\beta_i k_i`, and :math:`\beta_i k_i` in the place of the key, this is :func:`gated_delta_rule`. All
+    else is as in :func:`gated_linear_attention`.
+
+    Parameters
+    ----------
+    q, k: torch.Tensor
+        Queries and keys of shape ``(..., n, d)``, scaled.
+    v: torch.Tensor
+        Values of shape ``(..., n, e)``.
+    a, b: torch.Tensor
+        By what the memory is read, and under what that is written back, shape ``(..., n, d)``.
+    decay: torch.Tensor, optional
+        The logarithms :math:`g` of what a token keeps of the memory, at most 0, of shape ``(..., n)`` or
+        ``(..., n, d)``.
+    initial_state, mask, cu_seqlens, output_final_state, backend
+        As in :func:`gated_linear_attention`.
+
+    Returns
+    -------
+    torch.Tensor, or a tuple of two
+        Outputs of shape ``(..., n, e)``, and the last memory.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in :func:`gated_linear_attention`, and for ``a`` and ``b`` of another shape than ``q``.
+    '''
+    if not q.shape == a.shape == b.shape:
+        raise ValueError('general_delta_rule needs a (..., n, d) and b (..., n, d) beside q (..., n, d), but got '
+                         f'{shapes(a=a, b=b, q=q)}')
+    return _run('general_delta_rule', q, k, v, decay, initial_state, mask, cu_seqlens, output_final_state, backend,
+                a=a, b=b)

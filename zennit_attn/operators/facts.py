@@ -159,6 +159,10 @@ op(kernels.causal_dot_product, Kind.ATTENTION, 'q k v', factors=(0, 1, 2))
 op(kernels.delta_rule, Kind.ATTENTION, 'q k v beta')
 op(kernels.gated_linear_attention, Kind.ATTENTION, 'q k v decay bonus', states=('initial_state',))
 op(kernels.gated_delta_rule, Kind.ATTENTION, 'q k v beta decay', states=('initial_state',))
+op(kernels.general_delta_rule, Kind.ATTENTION, 'q k v a b decay', states=('initial_state',))
+op(kernels.linear_recurrence, Kind.ATTENTION, 'x keep', values=0, states=('initial_state',))
+op(kernels.wkv, Kind.ATTENTION, 'k v decay bonus', values=1, states=('initial_state',))
+op(kernels.selective_scan, Kind.ATTENTION, 'x dt A B C', values=0, states=('initial_state',))
 
 # gates and activations
 

@@ -85,8 +85,10 @@ class Operator:
     steered: tuple of int
         The positions of operands that steer the others: the operator is linear in the rest, and they are viewed as
         constants. The matrix of equations, the grid of a sampling, a denominator, the offsets of a convolution.
+    values: int
+        Of attention: the position of the values, which it is linear in.
     states: tuple of str
-        Of attention: the keywords of operands that it is linear in together with the values, such as a first memory.
+        Of attention: the names of operands that it is linear in together with the values, such as a first memory.
     affine: bool
         Whether it can add a constant: its value at zero operands is what it adds.
     pairwise: bool
@@ -157,6 +159,7 @@ class Operator:
     signature: tuple[str, ...] = ()
     factors: Sequence[int] = BY_KIND
     steered: tuple[int, ...] = ()
+    values: int = 2
     states: tuple[str, ...] = ()
     affine: bool = False
     pairwise: bool = False

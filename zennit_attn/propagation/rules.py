@@ -314,15 +314,15 @@ def normalization(call):
 @rule('Constant', left_over=nothing)
 def attention(call):
     '''Fused attention (of softmax, causal product, recurrences): linear in values and states, the rest are gates.'''
-    query, key, value, *rest = call.args
-    states = call.operator.states
-    if not (call.carries(value) or any(call.carries(call.kwargs.get(name)) for name in states)):
+    states, values = call.operator.states, call.operator.values
+    if not (call.carries(call.args[values]) or any(call.carries(call.kwargs.get(name)) for name in states)):
         return constant(call)
-    rest = [arg.detach() if call.carries(arg) else arg for arg in rest]
+    args = [arg.detach() if call.carries(arg) and position != values else arg
+            for position, arg in enumerate(call.args)]
     kwargs = {name: arg.detach() if call.carries(arg) and name not in states else arg
               for name, arg in call.kwargs.items()}
     function = softmax_attention if call.func is functional.scaled_dot_product_attention else call.func
-    return function(query.detach(), key.detach(), value, *rest, **kwargs)
+    return function(*args, **kwargs)
 
 
 def softmax_attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):

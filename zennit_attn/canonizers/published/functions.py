@@ -1,0 +1,199 @@
+'''What is known of published functions: by what name they are called, and what runs in their place.'''
+import inspect
+import re
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
+
+import torch
+
+from ...trees import substitute, tensors_of
+
+#: Packages whose functions are what their names say. Those of others may have other parameters, and are compared with
+#: what replaces them.
+PACKAGES = frozenset({'transformers', 'fla', 'mamba_ssm', 'causal_conv1d', 'xlstm', 'mlstm_kernels'})
+#: Keywords that change how a function computes, and not what.
+HOW = frozenset({
+    'autocast_kernel_dtype', 'autotune_interval', 'backend', 'checkpoint_level', 'chunk_indices', 'chunk_size',
+    'cu_seqlens_cpu', 'disable_recompute', 'dtype_state', 'enable_logging', 'max_num_seqs', 'mlstm_chunkwise_kernel',
+    'mlstm_sequence_kernel', 'mlstm_step_kernel', 'output_attentions', 'residual_in_fp32', 'safe_gate',
+    'use_associative_scan', 'use_graph', 'use_mambapy',
+})
+
+
+class Published(NamedTuple):
+    '''A function of published code, of which there are several that compute the same, some in kernels.
+
+    Attributes
+    ----------
+    pattern: str
+        A regular expression for its whole name.
+    needs: frozenset of str
+        Names that its arguments have.
+    run: callable
+        Takes its arguments by name and returns what it returns, from operators that can be followed, or
+        NotImplemented. Its own parameters are in the order of the published ones. What it writes in place it returns
+        too, see `writes`.
+    aliases: dict
+        Other names of arguments, by those that `run` has.
+    writes: tuple of str
+        The arguments that the function writes in place: `run` returns a pair of its result and of these.
+    packages: frozenset of str
+        The only packages in which the name means this function. Default is any.
+    '''
+    pattern: str
+    needs: frozenset
+    run: Callable
+    aliases: dict = {}  # noqa: RUF012 - of a named tuple it is a default, and nobody writes to it
+    writes: tuple = ()
+    packages: frozenset = frozenset()
+
+
+def name_of(function):
+    '''The name of a function, or that of an autograd function whose ``apply`` it is.'''
+    owner = getattr(function, '__self__', None)
+    if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+        return owner.__name__
+    return getattr(function, '__name__', '')
+
+
+def package_of(function):
+    '''The package that a function is from.'''
+    owner = getattr(function, '__self__', function)
+    return (getattr(owner, '__module__', None) or '').split('.')[0]
+
+
+@cache
+def _named(rows, *names):
+    '''The rows whose pattern is one of the names.'''
+    return [row for row in rows if any(re.fullmatch(row.pattern, name) for name in names)]
+
+
+class Rows(tuple):
+    '''Rows of published functions, compared by identity.'''
+    __hash__ = object.__hash__
+
+    def __eq__(self, other):
+        return self is other
+
+    def find(self, name, function):
+        '''The row of what code calls by a name, or None.'''
+        for row in _named(self, name, name_of(function)):
+            package = package_of(function)
+            if row.packages and package not in row.packages:
+                continue
+            if package not in PACKAGES or row.needs <= _names(row, function):
+                return row
+        return None
+
+
+def parameters_of(function):
+    '''The parameters of a function by name, or None if that can not be told.'''
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of what is not written in Python
+        return None
+
+
+def _names(row, function):
+    '''The names of the arguments of a function, of which one that is not written in Python says nothing.'''
+    return {row.aliases.get(name, name) for name in parameters_of(function) or ()}
+
+
+def _arguments(row, function, args, kwargs):
+    '''What a call gives by name, with all defaults, or None if that can not be told or changes what is computed.'''
+    alike = bool(row.needs) and row.needs <= _names(row, function)
+    signature = inspect.signature(function if alike else row.run)
+    if not alike:
+        kwargs = {row.aliases.get(name, name): value for name, value in kwargs.items()}
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:
+        return None
+    bound.apply_defaults()
+    given = dict(bound.arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            given.update(given.pop(name))
+    given = {row.aliases.get(name, name): value for name, value in given.items()}
+    known = inspect.signature(row.run).parameters
+    others = [name for name in given if name not in known]
+    defaults = {row.aliases.get(name, name): each.default for name, each in signature.parameters.items()}
+    if any(name not in HOW and given[name] is not defaults.get(name) and given[name] not in (None, False)
+           for name in others):
+        return None
+    return {name: value for name, value in given.items() if name in known}
+
+
+def replacement(row, function):
+    '''Return what is called in the place of a published function.'''
+    return partial(_run, row, function)
+
+
+def _run(row, function, *args, **kwargs):
+    given = _arguments(row, function, args, kwargs)
+    if given is None:
+        return function(*args, **kwargs)
+    tensors = tensors_of((args, kwargs))
+    double = any(tensor.dtype is torch.float64 for tensor in tensors)
+    checked = double or package_of(function) not in PACKAGES
+    copies = copied((args, kwargs)) if checked else None
+    try:
+        result = row.run(**given)
+    except (ValueError, TypeError, RuntimeError, IndexError):
+        if package_of(function) in PACKAGES:
+            raise
+        result = NotImplemented  # another function of the same name
+    if result is NotImplemented:
+        return function(*args, **kwargs)
+    if checked:
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            others = function(*copies[0], **copies[1])
+        if row.writes:
+            others = others, tuple(_written(row, function, copies).values())
+        if not _agree(result, others):
+            return function(*args, **kwargs)
+        if double and _rounds(function):
+            result = exact(result, others)
+    if not row.writes:
+        return result
+    result, written = result
+    for tensor, value in zip((given[name] for name in row.writes), written, strict=True):
+        tensor.copy_(value.to(tensor.dtype))
+    return result
+
+
+def _written(row, function, copies):
+    given = _arguments(row, function, *copies)
+    return {name: given[name] for name in row.writes}
+
+
+def _agree(ours, theirs):
+    pairs = list(zip(tensors_of(ours), tensors_of(theirs), strict=False))
+    if len(tensors_of(ours)) != len(tensors_of(theirs)) or any(a.shape != b.shape for a, b in pairs):
+        return False
+    with torch.no_grad(), torch._C.DisableTorchFunction():
+        return all(bool((a.double() - b.double()).abs().max() <= 0.02 * b.double().abs().max() + 1e-6)
+                   for a, b in pairs if b.numel())
+
+
+def exact(ours, theirs):
+    '''Outputs of operators as published functions have them, which may compute in float32 whatever they are given.
+
+    In a model in float64 what they round off is added, as a constant: its output is the model's own to the last digits.
+    '''
+    if isinstance(ours, torch.Tensor):
+        return ours + (theirs - ours.detach()).to(ours.dtype)
+    if isinstance(ours, (tuple, list)):
+        return type(ours)(exact(one, other) for one, other in zip(ours, theirs, strict=True))
+    return ours
+
+
+def _rounds(function):
+    '''Whether a function may round. A test says that none does, to see that the operators are what they stand for.'''
+    return True
+
+
+def copied(tree):
+    '''Return new lists, tuples and dicts with copies of the tensors, which carry nothing.'''
+    return substitute(tree, lambda tensor: tensor.detach().clone())

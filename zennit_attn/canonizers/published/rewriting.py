@@ -1,0 +1,147 @@
+'''Code that finds other functions under the names that it calls.'''
+import dis
+from functools import cache
+from types import CellType, FunctionType, SimpleNamespace
+
+import torch
+from torch import nn
+
+from .functions import name_of, package_of, replacement
+
+
+def with_functions(function, others):
+    '''Return a function like another, below all its decorators, that finds others under names of its module.
+
+    Parameters
+    ----------
+    function: callable
+        The function as its module or class has it.
+    others: dict
+        What it shall find, by name.
+
+    Returns
+    -------
+    callable or None
+        None if what a decorator calls can not be told.
+    '''
+    inner = getattr(function, '__wrapped__', None)
+    closure, scope = function.__closure__, function.__globals__
+    if inner is None:
+        scope = {**scope, **others}
+    else:
+        changed = with_functions(inner, others)
+        if changed is None or not any(_holds(cell, inner) for cell in closure or ()):
+            return None
+        closure = tuple(CellType(changed) if _holds(cell, inner) else cell for cell in closure)
+    copy = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, closure)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _holds(cell, value):
+    try:
+        return cell.cell_contents is value
+    except ValueError:  # an empty cell
+        return False
+
+
+@cache
+def _names(code):
+    '''What code calls by name, and whether it writes to a name of its module.'''
+    names, writes = {*code.co_names}, any(each.opname == 'STORE_GLOBAL' for each in dis.get_instructions(code))
+    for inner in code.co_consts:
+        if hasattr(inner, 'co_names'):
+            more, write = _names(inner)
+            names, writes = names | more, writes or write
+    return names, writes
+
+
+class Rewriting:
+    '''The code that runs for a module, with operators in the place of published functions.
+
+    Followed is what the forward calls of its module's own methods, and of functions of its own package.
+
+    Parameters
+    ----------
+    rows: :py:class:`~zennit_attn.canonizers.published.functions.Rows`
+    module: :py:class:`torch.nn.Module`
+    '''
+    def __init__(self, rows, module):
+        self._rows, self._done = rows, {}
+        self._type, self._package = type(module), package_of(type(module))
+        #: The methods that are to be replaced, by name, as functions of the module or, for published ones, of the rest.
+        self.methods, self.bound = {}, {}
+        #: The attributes of the instance that are to be replaced, by name.
+        self.attributes = {}
+        if 'forward' in module.__dict__ or type(module).forward is nn.Module.forward:
+            return
+        self._follow_method('forward')
+        for name, value in list(module.__dict__.items()):
+            found = None if isinstance(value, (str, int, float, dict, type(None))) else self._found(name, value)
+            if found is not None:
+                self.attributes[name] = found
+
+    def __bool__(self):
+        return bool(self.methods or self.bound or self.attributes)
+
+    def _follow_method(self, name):
+        method = _static(self._type, name)
+        if not isinstance(method, FunctionType) or name in self.methods or name in self.bound:
+            return
+        row = self._rows.find(name, method) if name != 'forward' else None
+        if row is not None:
+            self.bound[name] = row
+            return
+        changed = self._rewritten(method)
+        if changed is not None:
+            self.methods[name] = changed
+
+    def _rewritten(self, function):
+        '''A function with others in the place of published ones, or None if it calls none.'''
+        if function in self._done:
+            return self._done[function]
+        self._done[function] = None
+        base = function
+        while hasattr(base, '__wrapped__'):
+            base = base.__wrapped__
+        if not isinstance(base, FunctionType) or not isinstance(function, FunctionType):
+            return None
+        names, writes = _names(base.__code__)
+        others = {}
+        for name in names:
+            if name in base.__globals__:
+                found = self._found(name, base.__globals__[name])
+                if found is not None:
+                    others[name] = found
+            elif name != 'forward' and isinstance(_static(self._type, name), FunctionType):
+                self._follow_method(name)
+        if others and not writes:
+            self._done[function] = with_functions(function, others)
+        return self._done[function]
+
+    def _found(self, name, value):
+        '''What is to be called in the place of a value that code finds under a name, or None.'''
+        if isinstance(value, type):
+            if issubclass(value, torch.autograd.Function):
+                row = self._rows.find(value.__name__, value.apply)
+                return None if row is None else SimpleNamespace(apply=replacement(row, value.apply))
+            return None
+        if not callable(value) or isinstance(value, nn.Module):
+            return None
+        if hasattr(value, 'func') and hasattr(value, 'keywords'):  # a partial
+            found = self._found(name_of(value.func), value.func)
+            return None if found is None else type(value)(found, *value.args, **value.keywords)
+        row = self._rows.find(name, value)
+        if row is not None:
+            return replacement(row, value)
+        own = isinstance(value, FunctionType) and package_of(value) == self._package
+        return self._rewritten(value) if own else None
+
+
+def _static(cls, name):
+    for each in cls.__mro__:
+        if each is nn.Module:
+            return None
+        if name in each.__dict__:
+            return each.__dict__[name]
+    return None
