@@ -1,7 +1,8 @@
 '''Code that finds other functions under the names that it calls.'''
 import dis
-from functools import cache
-from types import CellType, FunctionType, SimpleNamespace
+from functools import cache, partial
+from types import BuiltinMethodType, CellType, FunctionType, MethodType, SimpleNamespace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -56,6 +57,19 @@ def _names(code):
     return names, writes
 
 
+#: Types of modules whose code calls no published function, with the rows and what was found under the names it calls.
+_FREE = WeakKeyDictionary()
+
+
+#: What an attribute is that code may call. The `apply` of an autograd function is the last of these.
+_FUNCTIONS = (FunctionType, MethodType, partial, BuiltinMethodType)
+
+
+def _is_free_of_them(rows, cls):
+    known, looked_up = _FREE.get(cls, (None, ()))
+    return known is rows and all(scope.get(name) is value for scope, name, value in looked_up)
+
+
 class Rewriting:
     '''The code that runs for a module, with operators in the place of published functions.
 
@@ -67,7 +81,7 @@ class Rewriting:
     module: :py:class:`torch.nn.Module`
     '''
     def __init__(self, rows, module):
-        self._rows, self._done = rows, {}
+        self._rows, self._done, self._looked_up = rows, {}, []
         self._type, self._package = type(module), package_of(type(module))
         #: The methods that are to be replaced, by name, as functions of the module or, for published ones, of the rest.
         self.methods, self.bound = {}, {}
@@ -75,11 +89,15 @@ class Rewriting:
         self.attributes = {}
         if 'forward' in module.__dict__ or type(module).forward is nn.Module.forward:
             return
-        self._follow_method('forward')
+        if not _is_free_of_them(rows, self._type):
+            self._follow_method('forward')
+            if not self.methods and not self.bound:
+                _FREE[self._type] = rows, self._looked_up
         for name, value in list(module.__dict__.items()):
-            found = None if isinstance(value, (str, int, float, dict, type(None))) else self._found(name, value)
-            if found is not None:
-                self.attributes[name] = found
+            if isinstance(value, _FUNCTIONS) and package_of(getattr(value, 'func', value)) != 'zennit_attn':
+                found = self._found(name, value)
+                if found is not None:
+                    self.attributes[name] = found
 
     def __bool__(self):
         return bool(self.methods or self.bound or self.attributes)
@@ -110,6 +128,7 @@ class Rewriting:
         others = {}
         for name in names:
             if name in base.__globals__:
+                self._looked_up.append((base.__globals__, name, base.__globals__[name]))
                 found = self._found(name, base.__globals__[name])
                 if found is not None:
                     others[name] = found
@@ -128,7 +147,7 @@ class Rewriting:
             return None
         if not callable(value) or isinstance(value, nn.Module):
             return None
-        if hasattr(value, 'func') and hasattr(value, 'keywords'):  # a partial
+        if isinstance(value, partial):
             found = self._found(name_of(value.func), value.func)
             return None if found is None else type(value)(found, *value.args, **value.keywords)
         row = self._rows.find(name, value)
