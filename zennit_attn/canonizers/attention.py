@@ -209,6 +209,11 @@ class AttentionCanonizer(Canonizer):
     def replace_call(self, module, make, name='forward'):
         '''Replace a module's method, while the engine runs, by ``make(method)`` until the canonizer is removed.'''
         engine = self.engine
+        if module is engine.root and name == 'forward':
+            before = engine.root_forward
+            self._undo.append(partial(engine.run_as_root, before))
+            engine.run_as_root(make(before))
+            return
         function = replace_method(module, name, self._undo)
         replacement = make(function)
 
@@ -227,9 +232,14 @@ class AttentionCanonizer(Canonizer):
         module_hooks = ModuleHooks(engine)
         engine.before_forwards(module_hooks.update)
         # The call and not only the forward, because hooks of the user on the root may compute something too.
-        for name in ('forward', '_call_impl'):
-            function = replace_method(root_module, name, self._undo)
-            root_module.__dict__[name] = like_method(root_module, function, partial(_run, engine, function))
+        call = replace_method(root_module, '_call_impl', self._undo)
+        root_module.__dict__['_call_impl'] = like_method(root_module, call, partial(_run, engine, call))
+        function = replace_method(root_module, 'forward', self._undo)
+        engine.run_as_root(function)
+
+        def forward(*args, **kwargs):
+            return (engine.root_forward if engine.running else function)(*args, **kwargs)
+        root_module.__dict__['forward'] = like_method(root_module, function, partial(_run, engine, forward))
         # Undone first: it may have replaced the forward of the root in its turn.
         self._undo.append(module_hooks.remove)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..attention.fast_attention import causal_linear_attention
 from ..kernels import delta_rule, gated_linear_attention
+from .methods import has_own
 from .multihead import attend, multihead_type, projections_of
 from .published import FUNCTIONS, Rewriting, copied, exact, replacement
 
@@ -82,7 +83,7 @@ class Multihead(Family):
             return
         # Another forward, of a class derived from it or of the instance, calls torch's function in its own way.
         code = getattr(type(module).forward, '__code__', None)
-        if code is not None and 'multi_head_attention_forward' in _all_names(code) and 'forward' not in vars(module):
+        if code is not None and 'multi_head_attention_forward' in _all_names(code) and not has_own(module, 'forward'):
             projections = projections_of(module)
             canonizer.replace_call(module, lambda _: partial(attend, module, projections))
             for name, projection in projections.items():
@@ -214,7 +215,7 @@ class LightningAttention(Family):
         code = getattr(unwrap(type(module).forward), '__code__', None)
         return _has(module, dict.fromkeys(names, nn.Module)) and code is not None and (
             {'slope_rate', 'diagonal_decay', 'block_size', 'act_fn', 'num_attention_heads', 'head_dim'}
-            <= {*code.co_names}) and 'forward' not in module.__dict__
+            <= {*code.co_names}) and not has_own(module, 'forward')
 
     def help(self, canonizer, module):
         '''Run the operator in place of the blocks.'''

@@ -2,7 +2,7 @@
 from functools import update_wrapper
 from inspect import signature
 from types import MethodType
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 
 def like_method(module, method, replacement):
@@ -34,7 +34,17 @@ def like_method(module, method, replacement):
     found = _signature(method.__func__)
     if found is not None:
         forward.__signature__ = found
+    _OURS.add(forward)
     return MethodType(forward, module)
+
+
+#: The functions that stand for those of a class.
+_OURS = WeakSet()
+
+
+def has_own(module, name):
+    '''Whether an instance has another method than its class, from somebody else.'''
+    return name in module.__dict__ and getattr(module.__dict__[name], '__func__', None) not in _OURS
 
 
 #: Found once for each function. Those that replace others come and go with a context.

@@ -59,6 +59,8 @@ class Engine(TorchFunctionMode):
         The backward passes that began at the model's output.
     forward: :py:class:`~zennit_attn.engine.forward.Forward` or None
         The run of the forward that is under way.
+    root_forward: callable
+        What runs as the forward of the root.
     observer: :py:class:`~zennit_attn.observer.Observer` or None
         Who watches, while :py:meth:`observed_by` is entered.
     '''
@@ -72,6 +74,7 @@ class Engine(TorchFunctionMode):
         self.passes = BackwardPasses()
         self.families = frozenset()
         self.forward = None
+        self.root_forward = None
         self.observer = None
         self._take_over = None
         self._source = None
@@ -88,6 +91,10 @@ class Engine(TorchFunctionMode):
             yield
         finally:
             self.observer = None
+
+    def run_as_root(self, forward):
+        '''Take a function for the forward of the root.'''
+        self.root_forward = forward
 
     @contextmanager
     def explaining_from(self, module):

@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from ..methods import has_own
 from .functions import name_of, package_of, replacement
 
 
@@ -87,7 +88,7 @@ class Rewriting:
         self.methods, self.bound = {}, {}
         #: The attributes of the instance that are to be replaced, by name.
         self.attributes = {}
-        if 'forward' in module.__dict__ or type(module).forward is nn.Module.forward:
+        if has_own(module, 'forward') or type(module).forward is nn.Module.forward:
             return
         if not _is_free_of_them(rows, self._type):
             self._follow_method('forward')
