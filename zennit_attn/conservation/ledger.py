@@ -59,12 +59,15 @@ class Audit:
     accepted: list
         With ``AttentionCanonizer(unknown='gradient')``, what ran by its plain gradient because no rule is known for it,
         each with its module, function, reason and line.
+    loops: list of :py:class:`~zennit_attn.conservation.loops.Loop`
+        Recurrences that are written out as loops, or in chunks, whose map depends on how.
     '''
     output: torch.Tensor
     input: torch.Tensor
     sinks: list
     operators: list
     accepted: list = field(default_factory=list)
+    loops: list = field(default_factory=list)
 
     @property
     def unaccounted(self):
@@ -100,9 +103,25 @@ class Audit:
                 'first: a constant that is added where an activation is meant, or a gate that is none; compare '
                 'composites, or give these operators another rule (docs/how-to/audit.md).')
 
+    def spelled(self):
+        '''Say which recurrences are written out, so that the map depends on how.
+
+        Returns
+        -------
+        str or None
+        '''
+        if not self.loops:
+            return None
+        places = '\n'.join(f'  {loop.module or "the model"}: {loop.function}, {loop.line.strip()}\n'
+                           f'    for {loop.operators}' for loop in self.loops[:3])
+        more = f'\n  and {len(self.loops) - 3} more' if len(self.loops) > 3 else ''
+        return ('The map depends on how a recurrence is written: in a loop or in chunks, a memory that carries '
+                f'relevance\nis multiplied by what carries it too, and each product shares evenly.\n{places}{more}\n'
+                'An operator of zennit_attn.attention in its place has one map (docs/how-to/linear-attention.md).')
+
     def __str__(self):
-        note = self.drained()
-        return self._table() if note is None else f'{note}\n\n{self._table()}'
+        notes = [note for note in (self.drained(), self.spelled()) if note is not None]
+        return '\n\n'.join([*notes, self._table()])
 
     def _table(self):
         rows = [('', 'output', '', self.output), ('', 'input', '', self.input)]

@@ -14,6 +14,7 @@ from ..propagation import HIDDEN_BIAS, Absorbed, softmax_dim
 from ..propagation.constants import added
 from ..trees import address, gathered, substitute, tensors_in, tensors_of
 from .ledger import Operation, Sink
+from .loops import Loops
 
 
 class SinkKey(NamedTuple):
@@ -49,6 +50,7 @@ class Recorder(Observer):
         self.amounts = {}
         self.counts = Counter()
         self.functions_accepted = []
+        self.loops = Loops()
         self.names = {address(tensor, shared=True): name for name, tensor in _named_tensors(model)}
         self.made = {}
 
@@ -175,6 +177,8 @@ class _Record(OperatorObserver):
         call = self.call
         self.recorder.count(call, self.where, self.hook)
         output = call.args[0] if output is None or call.inplace else output
+        if call.rule is not None and call.rule.name == 'Uniform':
+            self.recorder.loops.note(call, self.where, output)
         for place, tensor in enumerate(tensors_in(output)):
             if tensor.requires_grad:
                 self._book(tensor, place)
