@@ -346,7 +346,18 @@ class ByDecorator(Projected):
         return helper(*self.given(x))
 
 
-WAYS = (ByGlobal, ByHelper, ByMethod, ByAttribute, ByPartial, ByComprehension, ByKeyword, BySuper, ByDecorator)
+def chunk_simple_gla(*given):
+    '''Which returns the output alone.'''
+    return chunk_gla(*given)[0]
+
+
+class ByShortForm(Projected):
+    def forward(self, x):
+        return chunk_simple_gla(*self.given(x))
+
+
+WAYS = (ByShortForm, ByGlobal, ByHelper, ByMethod, ByAttribute, ByPartial, ByComprehension, ByKeyword, BySuper,
+        ByDecorator)
 
 
 class Own(Projected):

@@ -8,6 +8,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from . import DEMOS, DIGITS
 from .data import Samples, digits, scenes
+from .recall import RECALLS
 
 BATCH = 128
 #: Distance of the seeds of the scenes of two trainings.
@@ -105,15 +106,21 @@ def save(model, path):
 def main(args=None):
     '''Train the models that are named, or all.'''
     parser = argparse.ArgumentParser(prog='python -m zennit_attn.demo.train', description=__doc__)
-    parser.add_argument('models', nargs='*', metavar='MODEL', help=f'{", ".join(DEMOS)} (default: all)')
-    names = parser.parse_args(args).models or list(DEMOS)
-    if unknown := set(names) - set(DEMOS):
-        parser.error(f'no such model: {", ".join(sorted(unknown))}; choose from {", ".join(DEMOS)}')
-    for demo in map(DEMOS.get, names):
-        print(demo.name, flush=True)
+    known = [*DEMOS, *RECALLS]
+    parser.add_argument('models', nargs='*', metavar='MODEL', help=f'{", ".join(known)} (default: all)')
+    names = parser.parse_args(args).models or known
+    if unknown := set(names) - set(known):
+        parser.error(f'no such model: {", ".join(sorted(unknown))}; choose from {", ".join(known)}')
+    for name in names:
+        print(name, flush=True)
         start = time.perf_counter()
-        save(train(demo), demo.weights)
-        score = accuracy(demo.load(torch.float32), demo.held_out(4000))
+        demo = RECALLS.get(name) or DEMOS[name]
+        if name in RECALLS:
+            save(demo.train(), demo.weights)
+            score = demo.accuracy(demo.load(torch.float32))
+        else:
+            save(train(demo), demo.weights)
+            score = accuracy(demo.load(torch.float32), demo.held_out(4000))
         print(f'  held-out accuracy {score:.1%} with the stored weights, {demo.weights.stat().st_size / 1024:.0f} KiB, '
               f'{time.perf_counter() - start:.0f} s', flush=True)
 
