@@ -12,7 +12,7 @@ from measure import preamble, table, write
 from zennit_attn.attribution import TokenGradient
 from zennit_attn.composites import CPLRP, AttnLRP, AttnTaylor, Difference
 from zennit_attn.conservation import audit
-from zennit_attn.demo.recall import MARK, PAIRS, RECALLS, VALUES
+from zennit_attn.demo.recall import LENGTH, MARK, PAIRS, RECALLS, VALUES
 
 HEADER = ('model', 'method', 'passes', 'on the pair', 'pair is first', 'agrees with occlusion', 'chunks')
 
@@ -68,7 +68,7 @@ def occlusion(model, tokens, query):
 METHODS = {
     'CPLRP': (1, partial(explained, CPLRP)), 'AttnLRP': (1, partial(explained, AttnLRP)),
     'AttnTaylor': (1, partial(explained, AttnTaylor)), 'Difference': (2, partial(explained, Difference)),
-    'gradient x input': (1, gradient_times_input), 'occlusion': (3 * PAIRS + 1, occlusion),
+    'gradient x input': (1, gradient_times_input), 'occlusion': (LENGTH + 1, occlusion),
 }
 
 

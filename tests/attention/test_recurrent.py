@@ -346,6 +346,7 @@ def assert_equals_published(function, form, names, scale=6 ** -0.5):
 
 
 @pytest.mark.zoo
+@pytest.mark.filterwarnings('ignore')  # it warns that there is no GPU
 @pytest.mark.parametrize('where', PUBLISHED, ids=lambda where: where[1])
 def test_equals_flash_linear_attention(where):
     form, decay = PUBLISHED[where]

@@ -24,7 +24,7 @@ from zennit_attn.errors import UntrackedTensor
 
 from .test_delta_nets import Alone
 
-pytestmark = pytest.mark.zoo
+pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings('ignore')]  # it warns that there is no GPU
 
 REASON = 'fla-core is not installed, and not in an extra: with it transformers runs kernels that need a GPU'
 LENGTH, WIDTH = 70, 16
