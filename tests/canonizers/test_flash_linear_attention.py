@@ -320,3 +320,17 @@ def test_every_layer_needs_its_kernels(stand_ins):
         model, input = build(name)
         with mock.patch.object(families, 'FUNCTIONS', Rows()), pytest.raises(UntrackedTensor, match='cannot see'):
             explain_largest(model, input)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
+@every_layer
+def test_kernels_on_a_gpu(name):
+    '''The forward of the kernels, and the map of what runs in their place against that in float64.'''
+    model, input = build(name)
+    expected, relevance = explain_largest(model.double(), input.double())
+    model, input = model.float().cuda(), input.cuda()
+    assert relative(model(input).detach().cpu(), expected) <= 1e-2  # kernels may round their operands to ten bits
+    output, own = explain_largest(model, input)
+    assert relative(output.cpu(), expected) <= 1e-4
+    assert relative(own.cpu(), relevance) <= 1e-3

@@ -2,6 +2,7 @@
 import sys
 from functools import partial
 from types import ModuleType
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -9,11 +10,14 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.functional import silu, softplus
 
+from attention.helpers import published
 from cases.families import COMPOSITES, explain_largest
 from cases.kernels import hidden
 from helpers import Snapshot, assert_closed, assert_restored, relative
 from zennit_attn.attention import gated_linear_attention, selective_scan
-from zennit_attn.canonizers import AttentionCanonizer
+from zennit_attn.attribution import TokenGradient
+from zennit_attn.canonizers import AttentionCanonizer, register_kernel
+from zennit_attn.canonizers.published import functions
 from zennit_attn.composites import CPLRP, Difference
 from zennit_attn.conservation import audit
 from zennit_attn.errors import UntrackedTensor
@@ -422,6 +426,34 @@ def test_a_function_that_only_has_the_name_runs_as_it_is(composite, dtype):
     assert torch.equal(*maps)
 
 
+def chunk_retention(q, k, v):
+    '''Almost what it is called: with other rates of decay.'''
+    rates = (1 - 2. ** (-5. - torch.arange(q.shape[2]))).log().to(q) * 1.01
+    return chunk_gla(q, k, v, rates[:, None].expand_as(q))[0]
+
+
+class Near(Projected):
+    def forward(self, x):
+        return chunk_retention(*self.given(x)[:3])
+
+
+class NearRenamed(Projected):
+    def forward(self, x):
+        return _near(*self.given(x)[:3])
+
+
+_near = chunk_retention
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_a_function_that_is_nearly_the_published_one_runs_as_it_is(dtype):
+    maps = []
+    for cls in (Near, NearRenamed):
+        model, input = made(cls)
+        maps.append(explain_largest(model.to(dtype), input.to(dtype))[1])
+    assert torch.equal(*maps)
+
+
 def test_arguments_that_change_what_is_computed_are_left_to_the_function():
     class Reversed(Projected):
         def forward(self, x):
@@ -448,3 +480,201 @@ def test_the_operator_is_that_of_the_kernel():
     rates = -torch.rand(5, 3).double()
     expected = selective_scan_fn(u, delta, rates, keys, queries)
     assert relative(selective_scan(u.mT, delta.mT, rates, keys.mT, queries.mT).mT, expected) <= 1e-12
+
+
+# ---- what users say stands for a kernel ------------------------------------------------------------------------------
+
+def product(x, y, factor=1.):
+    return x * torch.sigmoid(y) * factor
+
+
+class Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, y, factor=1.):
+        return product(x, y, factor)
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise AssertionError('a kernel ran backward')
+
+
+fused = hidden(product)
+
+
+class ByName(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.Linear(8, 16)
+
+    def forward(self, x):
+        return fused(*self.parts(x).chunk(2, -1), factor=2.)
+
+
+class ByApply(ByName):
+    def forward(self, x):
+        return Fused.apply(*self.parts(x).chunk(2, -1), 2.)
+
+
+class InSight(ByName):
+    def forward(self, x):
+        return product(*self.parts(x).chunk(2, -1), factor=2.)
+
+
+@every_composite
+def test_a_registered_reference_runs_in_the_place_of_a_kernel(composite, monkeypatch):
+    monkeypatch.setattr(functions, '_REGISTERED', WeakKeyDictionary())
+    expected = explain_largest(*made(InSight), composite)[1]
+    for cls, kernel in ((ByName, fused), (ByApply, Fused)):
+        model, input = made(cls)
+        with pytest.raises(UntrackedTensor, match='register_kernel'):
+            explain_largest(model, input, composite)
+        register_kernel(kernel, product)
+        before = Snapshot(model)
+        output, relevance = explain_largest(model, input, composite)
+        assert torch.equal(output, model(input).detach())
+        assert torch.equal(relevance, expected)
+        assert_restored(before, model)
+
+
+def test_only_functions_can_be_registered():
+    with pytest.raises(TypeError, match='the reference is a NoneType'):
+        register_kernel(fused, None)
+    with pytest.raises(TypeError, match='the kernel is a str'):
+        register_kernel('fused', product)
+
+
+# ---- kernels of softmax attention ------------------------------------------------------------------------------------
+
+def flash_attn_func(q, k, v, dropout_p=0., softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.,
+                    alibi_slopes=None, deterministic=False, return_attn_probs=False):
+    '''As its documentation says: a mask that is aligned at the last of queries and keys, and keys that heads share.'''
+    q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+    k, v = (each.repeat_interleave(q.shape[1] // each.shape[1], 1) for each in (k, v))
+    scores = q @ k.mT * (q.shape[-1] ** -.5 if softmax_scale is None else softmax_scale)
+    rows, columns = torch.arange(q.shape[2])[:, None] + k.shape[2] - q.shape[2], torch.arange(k.shape[2])
+    hidden_ones = (columns > rows) & causal
+    if window_size[0] >= 0:
+        hidden_ones = hidden_ones | (columns < rows - window_size[0])
+    if window_size[1] >= 0:
+        hidden_ones = hidden_ones | (columns > rows + window_size[1])
+    return (scores.masked_fill(hidden_ones, -torch.inf).softmax(-1) @ v).transpose(1, 2)
+
+
+def flash_attn_qkvpacked_func(qkv, dropout_p=0., softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.,
+                              alibi_slopes=None, deterministic=False, return_attn_probs=False):
+    return flash_attn_func(*qkv.unbind(2), dropout_p, softmax_scale, causal, window_size)
+
+
+def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.,
+                           softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0., alibi_slopes=None,
+                           deterministic=False, return_attn_probs=False, block_table=None):
+    bounds = cu_seqlens_q.tolist()
+    return torch.cat([flash_attn_func(*(each[None, start:end] for each in (q, k, v)), causal=causal)[0]
+                      for start, end in zip(bounds, bounds[1:], strict=False)])
+
+
+def memory_efficient_attention(query, key, value, attn_bias=None, p=0., scale=None, *, op=None, output_dtype=None):
+    return flash_attn_func(query, key, value, causal=attn_bias is not None)
+
+
+class LowerTriangularMask:
+    '''As xformers has it.'''
+
+
+flash, packed = (hidden(each, package='flash_attn') for each in (flash_attn_func, flash_attn_qkvpacked_func))
+of_lengths = hidden(flash_attn_varlen_func, package='flash_attn')
+efficient = hidden(memory_efficient_attention, package='xformers')
+
+
+def attend(q, k, v, mask=None, is_causal=False):
+    return functional.scaled_dot_product_attention(
+        q.transpose(1, 2), *(each.transpose(1, 2).repeat_interleave(q.shape[2] // each.shape[2], 1) for each in (k, v)),
+        mask, is_causal=is_causal).transpose(1, 2)
+
+
+BOUNDS = torch.tensor([0, 5, LENGTH, LENGTH + 3, 2 * LENGTH])
+
+
+def _blocks():
+    number = torch.bucketize(torch.arange(2 * LENGTH), BOUNDS[1:], right=True)
+    return (number[:, None] == number) & torch.ones(2 * LENGTH, 2 * LENGTH, dtype=torch.bool).tril()
+
+
+#: What code calls, and the same by torch's own function.
+SOFTMAX = {
+    'all': (lambda q, k, v: flash(q, k, v), lambda q, k, v: attend(q, k, v)),
+    'causal': (lambda q, k, v: flash(q, k, v, causal=True), lambda q, k, v: attend(q, k, v, is_causal=True)),
+    'shared keys': (lambda q, k, v: flash(q, k[:, :, :1], v[:, :, :1]),
+                    lambda q, k, v: attend(q, k[:, :, :1], v[:, :, :1])),
+    'window': (lambda q, k, v: flash(q, k, v, causal=True, window_size=(3, 0)),
+               lambda q, k, v: attend(q, k, v, torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril().triu(-3))),
+    'fewer queries': (lambda q, k, v: flash(q[:, -4:], k, v, causal=True),
+                      lambda q, k, v: attend(q[:, -4:], k, v, torch.ones(4, LENGTH).bool().tril(LENGTH - 4))),
+    'packed': (lambda q, k, v: packed(torch.stack([q, k, v], 2), causal=True),
+               lambda q, k, v: attend(q, k, v, is_causal=True)),
+    'lengths': (lambda q, k, v: of_lengths(*(each.flatten(0, 1) for each in (q, k, v)), BOUNDS, BOUNDS, LENGTH, LENGTH,
+                                           causal=True).unflatten(0, (2, -1)),
+                lambda q, k, v: attend(*(each.flatten(0, 1)[None] for each in (q, k, v)), _blocks()).unflatten(
+                    1, (2, -1))[0]),
+    'xformers': (lambda q, k, v: efficient(q, k, v), lambda q, k, v: attend(q, k, v)),
+    'xformers causal': (lambda q, k, v: efficient(q, k, v, LowerTriangularMask()),
+                        lambda q, k, v: attend(q, k, v, is_causal=True)),
+}
+
+
+class Attends(Projected):
+    def __init__(self, function):
+        super().__init__()
+        self.out, self.function = nn.Linear(8, 8), function
+
+    def forward(self, x):
+        return self.out(self.function(*self.given(x)[:3]).flatten(2))
+
+
+@pytest.mark.parametrize('case', SOFTMAX)
+@every_composite
+def test_flash_attention_is_attention(case, composite):
+    results = []
+    for function in SOFTMAX[case]:
+        model, input = made(partial(Attends, function))
+        before = Snapshot(model)
+        results.append(explain_largest(model, input, composite))
+        assert relative(results[-1][0], model(input).detach()) <= 1e-12
+        assert_restored(before, model)
+    assert relative(results[0][1], results[1][1]) <= 1e-9
+
+
+@pytest.mark.parametrize('options', [{'softcap': 3.}, {'alibi_slopes': torch.ones(2)}, {'dropout_p': .1}])
+def test_flash_attention_that_is_more_than_that_is_refused(options):
+    model, input = made(partial(Attends, lambda q, k, v: flash(q, k, v, **options)))
+    with pytest.raises(UntrackedTensor, match='cannot see'):
+        explain_largest(model, input)
+
+
+# ---- Liger -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.zoo
+@pytest.mark.filterwarnings('ignore')
+def test_a_model_with_the_kernels_of_liger_has_the_map_of_one_without(monkeypatch):
+    '''The kernels need a GPU, and what runs in their place does not.'''
+    published('transformers')
+    pytest.importorskip('liger_kernel.transformers', exc_type=ImportError, reason=(
+        'liger-kernel is not installed, and not in an extra: it needs triton'))
+    from liger_kernel.transformers import apply_liger_kernel_to_llama
+    from transformers import LlamaConfig
+    from transformers.models.llama import modeling_llama as code
+
+    def relevance():
+        torch.manual_seed(0)
+        model = code.LlamaForCausalLM(config).double().eval()
+        with TokenGradient(model, model.get_input_embeddings(), CPLRP(), select=lambda output: output.logits,
+                           compare=False) as attributor:
+            return attributor(torch.arange(18).view(2, 9), lambda output: output)[1]
+    config = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, vocab_size=50)
+    expected = relevance()
+    for name in ('LlamaRMSNorm', 'LlamaMLP', 'apply_rotary_pos_emb'):
+        monkeypatch.setattr(code, name, getattr(code, name))  # given back after the test
+    apply_liger_kernel_to_llama(fused_linear_cross_entropy=False)
+    assert code.LlamaRMSNorm.__module__.startswith('liger_kernel')
+    assert relative(relevance(), expected) <= 1e-6  # which normalizes in float32

@@ -7,6 +7,7 @@ from .named import (
     PerformerCanonizer,
     ViTCanonizer,
 )
+from .published import register_kernel
 
 __all__ = [
     'AttentionCanonizer',
@@ -15,4 +16,5 @@ __all__ = [
     'MultiheadAttentionCanonizer',
     'PerformerCanonizer',
     'ViTCanonizer',
+    'register_kernel',
 ]

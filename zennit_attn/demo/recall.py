@@ -77,13 +77,14 @@ def chunk_gated_delta_rule(q, k, v, g, beta, chunk_size=8):
     system = torch.eye(chunk_size).to(q) + (beta[..., None] * (k @ k.mT) * decay).tril(-1)
     values, keys = (torch.linalg.solve_triangular(system, beta[..., None] * each, upper=False)
                     for each in (v, k * g[..., None].exp()))
+    scores, reads = q @ k.mT * decay, q * g[..., None].exp()
+    writes, kept = k * (g[..., -1:] - g)[..., None].exp(), g[..., -1:, None].exp()
     memory, outs = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]), []
-    for i in range(q.shape[2]):
-        written = values[:, :, i] - keys[:, :, i] @ memory
-        within = (q[:, :, i] @ k[:, :, i].mT * decay[:, :, i]) @ written
-        outs.append((q[:, :, i] * g[:, :, i, :, None].exp()) @ memory + within)
-        left = (g[:, :, i, -1:] - g[:, :, i])[..., None].exp()
-        memory = memory * g[:, :, i, -1:, None].exp() + (k[:, :, i] * left).mT @ written
+    for value, key, score, read, write, keep in zip(
+            *(each.unbind(2) for each in (values, keys, scores, reads, writes, kept)), strict=True):
+        written = value - key @ memory
+        outs.append(read @ memory + score @ written)
+        memory = memory * keep + write.mT @ written
     return torch.cat(outs, 2)[:, :, :length].transpose(1, 2)
 
 
@@ -94,12 +95,13 @@ def chunk_scan(x, dt, A, B, C, chunk_size=8):  # noqa: N803 - the names of the a
         2, (-1, chunk_size)) for each in (x, dt, B, C))
     g, x = (A[:, None, None] * dt).cumsum(-1), x * dt[..., None]
     decay = (g[..., None] - g[..., None, :]).tril().exp().tril()
-    memory, outs = 0., []
-    for i in range(x.shape[2]):
-        within = (queries[:, :, i] @ keys[:, :, i].mT * decay[:, :, i]) @ x[:, :, i]
-        outs.append(within + ((queries[:, :, i] * g[:, :, i, :, None].exp()) @ memory if i else 0.))
-        left = (g[:, :, i, -1:] - g[:, :, i])[..., None].exp()
-        memory = memory * g[:, :, i, -1:, None].exp() + (keys[:, :, i] * left).mT @ x[:, :, i]
+    scores, reads = queries @ keys.mT * decay, queries * g[..., None].exp()
+    writes, kept = keys * (g[..., -1:] - g)[..., None].exp(), g[..., -1:, None].exp()
+    memory, outs = x.new_zeros(*x.shape[:2], keys.shape[-1], x.shape[-1]), []
+    for value, score, read, write, keep in zip(
+            *(each.unbind(2) for each in (x, scores, reads, writes, kept)), strict=True):
+        outs.append(read @ memory + score @ value)
+        memory = memory * keep + write.mT @ value
     return torch.cat(outs, 2)[:, :, :length].transpose(1, 2)
 
 

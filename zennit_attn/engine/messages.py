@@ -182,7 +182,8 @@ def unseen_code(where: str, line: str, shape: tuple, origin: str) -> str:
         f'module {where!r}: a tensor of shape {shape} requires a gradient but comes from code that the engine cannot '
         f'see ({origin}): a custom torch.autograd.Function, TorchScript, torch.func, a compiled function or kernel\n'
         f'  {line}\n'
-        'write the computation with torch functions, put it in a module and give that module a Zennit rule, or use '
+        'write the computation with torch functions, or say which code of torch stands for a kernel '
+        '(zennit_attn.canonizers.register_kernel), put it in a module and give that module a Zennit rule, or use '
         "AttentionCanonizer(unknown='gradient') to accept its plain gradient"
     )
 

@@ -12,7 +12,10 @@ from ...trees import substitute, tensors_of
 
 #: Packages whose functions are what their names say. Those of others may have other parameters, and are compared with
 #: what replaces them.
-PACKAGES = frozenset({'transformers', 'fla', 'mamba_ssm', 'causal_conv1d', 'xlstm', 'mlstm_kernels'})
+PACKAGES = frozenset({
+    'transformers', 'fla', 'mamba_ssm', 'causal_conv1d', 'xlstm', 'mlstm_kernels', 'flash_attn', 'flash_attn_interface',
+    'xformers', 'liger_kernel',
+})
 #: Keywords that change how a function computes, and not what.
 HOW = frozenset({
     'autocast_kernel_dtype', 'autotune_interval', 'backend', 'checkpoint_level', 'chunk_indices', 'chunk_size',
@@ -48,6 +51,46 @@ class Published(NamedTuple):
     aliases: dict = {}  # noqa: RUF012 - of a named tuple it is a default, and nobody writes to it
     writes: tuple = ()
     packages: frozenset = frozenset()
+
+
+#: What users have said stands for functions.
+_REGISTERED = WeakKeyDictionary()
+
+
+def register_kernel(kernel, reference):
+    '''Say what code stands for a kernel, or for any function whose code cannot be seen, while a model is explained.
+
+    It runs wherever the forward of a module finds the kernel: under a name of its code's module, in its methods, in
+    functions of its package, or as an attribute. Predictions outside of contexts still run the kernel.
+
+    Parameters
+    ----------
+    kernel: callable or type
+        The function, or a class of :py:class:`torch.autograd.Function`, whose ``apply`` the code calls.
+    reference: callable
+        Takes the same arguments and returns the same, computed by functions of torch.
+
+    Raises
+    ------
+    TypeError
+        If one of them is not callable.
+
+    Examples
+    --------
+    >>> register_kernel(my_package.fused_norm, lambda x, weight: torch.nn.functional.rms_norm(x, x.shape[-1:], weight))
+    '''
+    for name, value in (('kernel', kernel), ('reference', reference)):
+        if not callable(value):
+            raise TypeError(f'register_kernel needs functions, but the {name} is a {type(value).__name__}')
+    _REGISTERED[kernel] = reference
+
+
+def registered(value):
+    '''What a user has said stands for a function, or None.'''
+    try:
+        return _REGISTERED.get(value)
+    except TypeError:  # what nobody can watch, or compare
+        return None
 
 
 def name_of(function):
@@ -205,7 +248,7 @@ def _published(row, function, copies):
     try:
         with torch.no_grad(), torch._C.DisableTorchFunction():
             others = function(*copies[0], **copies[1])
-    except (RuntimeError, AssertionError):
+    except (RuntimeError, AssertionError, TypeError, ValueError):
         if package_of(function) in PACKAGES:
             return None
         raise
@@ -215,12 +258,16 @@ def _published(row, function, copies):
     return others, tuple(given[name] for name in row.writes)
 
 
+#: How much an operator may differ from a function, of the largest value. Functions compute in float32 at most.
+_ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-4}
+
+
 def _agree(ours, theirs):
     pairs = list(zip(tensors_of(ours), tensors_of(theirs), strict=False))
     if len(tensors_of(ours)) != len(tensors_of(theirs)) or any(a.shape != b.shape for a, b in pairs):
         return False
     with torch.no_grad(), torch._C.DisableTorchFunction():
-        return all(bool((a.double() - b.double()).abs().max() <= 0.02 * b.double().abs().max() + 1e-6)
+        return all(bool((a.double() - b.double()).abs().max() <= _ROUNDING.get(b.dtype, 0.02) * b.double().abs().max())
                    for a, b in pairs if b.numel())
 
 

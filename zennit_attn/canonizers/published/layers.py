@@ -167,7 +167,49 @@ def squared_relu(x):
     return functional.relu(x) ** 2
 
 
+# ---- Liger ----------------------------------------------------------------------------------------------------------
+
+def liger_rms_norm(X, W, eps, offset=0., casting_mode='llama', in_place=True, row_mode=None):
+    '''A norm whose weight is relative to an offset.'''
+    weight = None if W is None else W + offset if offset else W
+    return functional.rms_norm(X, X.shape[-1:], weight, eps)
+
+
+def liger_layer_norm(X, W, B, eps):
+    '''A layer norm.'''
+    return functional.layer_norm(X, X.shape[-1:], W, B, eps)
+
+
+def liger_swiglu(a, b, gate_multiplier=1., down_multiplier=1.):
+    '''The activation of one tensor times another.'''
+    out = functional.silu(a if gate_multiplier == 1 else a * gate_multiplier) * b
+    return out if down_multiplier == 1 else out * down_multiplier
+
+
+def liger_geglu(a, b):
+    '''The same with the approximation of a GELU.'''
+    return functional.gelu(a, approximate='tanh') * b
+
+
+def liger_rotary(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):
+    '''Positions as rotations of the two halves of features, `q (b, h, n, d)`.'''
+    if rotary_dim is not None or cos.shape[-1] != q.shape[-1]:
+        return NotImplemented
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+
+    def turned(x):
+        first, second = x.chunk(2, -1)
+        return x * cos + torch.cat([-second, first], -1) * sin
+    return turned(q), turned(k)
+
+
+LIGER = frozenset({'liger_kernel'})
 ROWS = (
+    Published(r'LigerRMSNormFunction', frozenset(), liger_rms_norm, packages=LIGER),
+    Published(r'LigerLayerNormFunction', frozenset(), liger_layer_norm, packages=LIGER),
+    Published(r'LigerSiLUMulFunction', frozenset(), liger_swiglu, packages=LIGER),
+    Published(r'LigerGELUMulFunction', frozenset(), liger_geglu, packages=LIGER),
+    Published(r'liger_rotary_pos_emb', frozenset({'q', 'k', 'cos', 'sin'}), liger_rotary, packages=LIGER),
     Published(r'causal_conv1d_fn', frozenset({'x', 'weight'}), causal_convolution, {'hidden_states': 'x'},
               packages=KERNELS),
     Published(r'causal_conv1d_update', frozenset({'x', 'conv_state', 'weight'}), convolution_of_one_token,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..methods import has_own
-from .functions import name_of, package_of, replacement
+from .functions import name_of, package_of, registered, replacement
 
 
 def with_functions(function, others):
@@ -68,7 +68,8 @@ _FUNCTIONS = (FunctionType, MethodType, partial, BuiltinMethodType)
 
 def _is_free_of_them(rows, cls):
     known, looked_up = _FREE.get(cls, (None, ()))
-    return known is rows and all(scope.get(name) is value for scope, name, value in looked_up)
+    return known is rows and all(scope.get(name) is value and registered(value) is None
+                                 for scope, name, value in looked_up)
 
 
 class Rewriting:
@@ -141,6 +142,9 @@ class Rewriting:
 
     def _found(self, name, value):
         '''What is to be called in the place of a value that code finds under a name, or None.'''
+        reference = registered(value) if callable(value) else None
+        if reference is not None:
+            return SimpleNamespace(apply=reference) if isinstance(value, type) else reference
         if isinstance(value, type):
             if issubclass(value, torch.autograd.Function):
                 row = self._rows.find(value.__name__, value.apply)
