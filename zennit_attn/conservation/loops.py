@@ -46,6 +46,10 @@ class Loops:
         correcting = {loop.module for loop in self._found.values() if loop.operators == CORRECTING}
         return [loop for loop in self._found.values() if loop.module not in correcting or loop.operators == CORRECTING]
 
+    def forget(self):
+        '''Let go of the graph, whose hooks hold the recorder.'''
+        self._last.clear()
+
     def note(self, call, where, output):
         '''Look at a product that was shared evenly.'''
         if call.operator.kind not in PRODUCTS or len(call.operands) < 2:

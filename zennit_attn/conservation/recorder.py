@@ -132,6 +132,7 @@ def recorded(model, engine):
     recorder = Recorder(model, engine)
     # Each hook is in the stack before the next is registered, as an interrupt may come at any of them.
     with ExitStack() as stack:
+        stack.callback(recorder.loops.forget)
         if engine is not None:
             for name, module in model.named_modules():
                 if name:
