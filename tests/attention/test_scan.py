@@ -116,23 +116,29 @@ def test_what_forgets_all_loses_no_digits(backend, factor):
     assert_close(linear_recurrence(**inputs, backend=backend), formula(**inputs)[0])
 
 
-def test_packed_sequences_are_sequences_by_themselves(backend):
-    inputs, bounds = operands('linear'), [0, 1, 34, 34, 70]
-    states = inputs['initial_state'] = torch.randn(2, 4, 5, dtype=torch.float64)
-    out, last = linear_recurrence(**inputs, cu_seqlens=torch.tensor(bounds), output_final_state=True, backend=backend)
+@every_operator
+def test_packed_sequences_are_sequences_by_themselves(backend, name):
+    inputs, bounds = operands(name), [0, 1, 34, 34, 70]
+    states = inputs['initial_state'] = torch.randn(2, 4, *inputs['initial_state'].shape[1:], dtype=torch.float64)
+    out, last = OPERATORS[name](**inputs, cu_seqlens=torch.tensor(bounds), output_final_state=True, backend=backend)
+    del inputs['initial_state']
     for i, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
         if start == end:
             assert torch.equal(last[:, i], states[:, i])
             continue
-        part, state = formula(inputs['x'][:, start:end], states[:, i], inputs['keep'][:, start:end])
+        part, state = formula(**{key: each if key == 'A' else each[:, start:end] for key, each in inputs.items()},
+                              initial_state=states[:, i])
         assert_close(out[:, start:end], part)
         assert_close(last[:, i], state)
 
 
-def test_masked_tokens_neither_add_nor_forget(backend):
-    inputs, mask = operands('linear'), torch.rand(70) < 0.5
-    out, last = linear_recurrence(**inputs, mask=mask.expand(2, 70), output_final_state=True, backend=backend)
-    expected, state = formula(inputs['x'][:, mask], inputs['initial_state'], inputs['keep'][:, mask])
+@every_operator
+def test_masked_tokens_neither_add_nor_forget(backend, name):
+    inputs, mask = operands(name), torch.rand(70) < 0.5
+    out, last = OPERATORS[name](**inputs, mask=mask.expand(2, 70), output_final_state=True, backend=backend)
+    state = inputs.pop('initial_state')
+    expected, state = formula(**{key: each if key == 'A' else each[:, mask] for key, each in inputs.items()},
+                              initial_state=state)
     assert_close(out[:, mask], expected)
     assert_close(last, state)
 

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.zoo
 
 LENGTH, WIDTH = 40, 16
 GATED = {'linear_num_value_heads': 4, 'linear_num_key_heads': 2, 'linear_key_head_dim': 6, 'linear_value_head_dim': 5}
+KIMI = {'linear_num_heads': 4, 'linear_head_dim': 6}
 #: Where each model is, its layer, its configuration, and its functions in chunks and step by step.
 MODELS = {
     'qwen3_next': ('Qwen3NextGatedDeltaNet', 'Qwen3NextConfig', GATED,
@@ -25,8 +26,16 @@ MODELS = {
                 ('torch_chunk_gated_delta_rule', 'torch_recurrent_gated_delta_rule')),
     'olmo_hybrid': ('OlmoHybridGatedDeltaNet', 'OlmoHybridConfig', {**GATED, 'linear_num_key_heads': 4},
                     ('torch_chunk_gated_delta_rule', 'torch_recurrent_gated_delta_rule')),
-    'kimi_linear': ('KimiLinearDeltaAttention', 'KimiLinearConfig', {'linear_num_heads': 4, 'linear_head_dim': 6},
+    'lara_mini': ('LaraMiniGatedDeltaNet', 'LaraMiniConfig', GATED,
+                  ('torch_chunk_gated_delta_rule', 'torch_recurrent_gated_delta_rule')),
+    'qwen4_exp': ('Qwen4ExpTextGatedDeltaNet', 'Qwen4ExpTextConfig', GATED,
+                  ('torch_chunk_gated_delta_rule', 'torch_recurrent_gated_delta_rule')),
+    'kimi_linear': ('KimiLinearDeltaAttention', 'KimiLinearConfig', KIMI,
                     ('chunk_kimi_delta_attention', 'recurrent_kimi_delta_attention')),
+    'bailing_hybrid': ('BailingHybridDeltaAttention', 'BailingHybridConfig', KIMI,
+                       ('chunk_kimi_delta_attention', 'recurrent_kimi_delta_attention')),
+    'glm5_next': ('Glm5NextTextLinearAttention', 'Glm5NextTextConfig', {**KIMI, 'num_key_value_heads': 4},
+                  ('chunk_kimi_delta_attention', 'recurrent_kimi_delta_attention')),
 }
 every_model = pytest.mark.parametrize('name', MODELS)
 

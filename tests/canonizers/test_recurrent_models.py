@@ -30,6 +30,9 @@ MODELS = {
     'jamba': ('JambaMambaMixer', 'JambaConfig', {
         'hidden_size': WIDTH, 'num_hidden_layers': 2, 'num_attention_heads': 2, 'num_key_value_heads': 2,
         'mamba_d_state': 6, 'mamba_expand': 2, 'mamba_dt_rank': 4, 'use_mamba_kernels': False}, {'layer_idx': 0}),
+    'zamba': ('ZambaMambaMixer', 'ZambaConfig', {
+        'hidden_size': WIDTH, 'num_hidden_layers': 3, 'num_attention_heads': 2, 'n_mamba_heads': 2, 'mamba_d_state': 6,
+        'mamba_expand': 2, 'mamba_dt_rank': 4, 'use_mamba_kernels': False}, {'layer_idx': 0}),
     'xlstm': ('xLSTMBlock', 'xLSTMConfig', XLSTM, {}),
     'rwkv': ('RwkvSelfAttention', 'RwkvConfig', {'hidden_size': WIDTH, 'num_hidden_layers': 1}, {}),
     'recurrent_gemma': ('RecurrentGemmaRecurrentBlock', 'RecurrentGemmaConfig', {
@@ -67,9 +70,9 @@ def build(name):
 
 def ways(name, code, model):
     '''What may compute the recurrence of a model, as contexts.'''
-    if name in ('mamba', 'falcon_mamba', 'jamba'):
+    if name in ('mamba', 'falcon_mamba', 'jamba', 'zamba'):
         yield mock.patch.object(code, 'mamba_selective_scan', step_by_step(code))
-        if name != 'jamba':
+        if 'mamba' in name:
             yield mock.patch.object(model.layer, 'use_mambapy', True)
     elif name == 'xlstm':
         backend = model.layer.mlstm_layer.mlstm_backend

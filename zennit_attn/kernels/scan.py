@@ -200,7 +200,8 @@ SCANS = {'chunked': _in_blocks, 'loop': _token_by_token}
 
 
 @wrap_torch_function(lambda x, dt, A, B, C, *, initial_state=None, **_: (x, dt, A, B, C, initial_state))
-def selective_scan(x, dt, A, B, C, *, initial_state=None, output_final_state=False, backend=None):
+def selective_scan(x, dt, A, B, C, *, initial_state=None, mask=None, cu_seqlens=None, output_final_state=False,
+                   backend=None):
     r'''Selective scan of Mamba: each feature has `s` states, with one rate of decay each.
 
     .. math:: h_i = e^{\Delta_i A} \odot h_{i-1} + \Delta_i x_i B_i \qquad y_i = C_i^\top h_i
@@ -220,7 +221,12 @@ def selective_scan(x, dt, A, B, C, *, initial_state=None, output_final_state=Fal
     B, C: torch.Tensor
         Keys and queries of shape ``(..., n, s)``, or ``(..., n, d, s)`` for each feature.
     initial_state: torch.Tensor, optional
-        The states before the first token, shape ``(..., d, s)``.
+        The states before the first token, shape ``(..., d, s)``; with ``cu_seqlens`` ``(..., p, d, s)`` for `p`
+        sequences.
+    mask: torch.Tensor, optional
+        Of booleans, shape ``(..., n)``: the others write nothing and forget nothing.
+    cu_seqlens: torch.Tensor or list of int, optional
+        Where packed sequences start, and the last ends.
     output_final_state: bool, optional
         Whether to return the states after the last token too.
     backend: str, optional
@@ -247,24 +253,32 @@ def selective_scan(x, dt, A, B, C, *, initial_state=None, output_final_state=Fal
     if any(each.shape not in ((*lead, length, states), (*lead, length, width, states)) for each in (B, C)):
         raise ValueError('selective_scan needs B and C of shape (..., n, s) or (..., n, d, s), but got '
                          f'{shapes(B=B, C=C)} beside {shapes(x=x, A=A)}')
-    if initial_state is not None and initial_state.shape != (*lead, width, states):
-        raise ValueError(f'selective_scan needs initial_state {(*lead, width, states)}, but got '
+    check_mask(mask, x.shape[:-1])
+    bounds = bounds_of('selective_scan', cu_seqlens, length)
+    expected = (*lead, width, states) if bounds is None else (*lead, len(bounds) - 1, width, states)
+    if initial_state is not None and initial_state.shape != expected:
+        raise ValueError(f'selective_scan needs initial_state {expected}, but got '
                          f'{shapes(initial_state=initial_state)}')
     given = [tensor for tensor in (x, dt, A, B, C, initial_state) if tensor is not None]
     if not all(tensor.is_floating_point() for tensor in given):
         raise TypeError('selective_scan needs floating point tensors, but got '
                         f'{", ".join(str(tensor.dtype) for tensor in given)}')
     common, working = working_dtype(*given)
-    first = x.new_zeros(*lead, width, states) if initial_state is None else initial_state
+    dt = dt if mask is None else dt.masked_fill(~mask[..., None], 0.)
+    bounds = [0, length] if bounds is None else bounds
+    firsts = x.new_zeros(expected) if initial_state is None else initial_state
+    firsts = fold(firsts.reshape(*lead, len(bounds) - 1, width, states), working, axes=3)
     keys, queries = (fold(each if each.ndim > x.ndim else each[..., None, :], working, axes=3) for each in (B, C))
-    first = fold(first, working)
-    if not x.numel():
-        out, last = torch.zeros_like(fold(x, working)), first
-    else:
-        with plain_precision(x.device.type):
-            out, last = kernel(fold(x, working), fold(dt, working), A.to(working), keys, queries, first)
-    out = out.reshape(x.shape).to(common)
-    return (out, last.reshape(*lead, width, states)) if output_final_state else out
+    values, steps, rates, outs, lasts = fold(x, working), fold(dt, working), A.to(working), [], []
+    with plain_precision(x.device.type):
+        for first, start, end in zip(firsts.unbind(1), bounds, bounds[1:], strict=False):
+            span = [each[:, start:end] for each in (values, steps, keys, queries)]
+            out, last = kernel(span[0], span[1], rates, *span[2:], first) if span[0].numel() else (
+                torch.zeros_like(span[0]), first)
+            outs.append(out)
+            lasts.append(last)
+    out = (outs[0] if len(outs) == 1 else torch.cat(outs, 1)).reshape(x.shape).to(common)
+    return (out, torch.stack(lasts, 1).reshape(expected)) if output_final_state else out
 
 
 def running_maximum(gain, loss, first):
