@@ -51,6 +51,20 @@ class Named(nn.Module):
         return {'first': self.model(x), 'second': self.model(y)}
 
 
+class Recurrence(nn.Module):
+    def __init__(self, dim=6):
+        super().__init__()
+        self.qkv = nn.Linear(dim, 3 * dim)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        memory, outs = 0., []
+        for i in range(x.shape[1]):
+            memory = memory + k[:, i, :, None] * v[:, i, None]
+            outs.append((q[:, i, None] @ memory)[:, 0])
+        return torch.stack(outs, 1)
+
+
 class Words(nn.Module):
     def __init__(self, rows=256, every=False):
         super().__init__()
@@ -68,6 +82,10 @@ def picture(channels=3):
 
 def constant():
     return nn.Sequential(nn.Linear(6, 3), nn.Softmax(dim=-1))
+
+
+def one():
+    return nn.Sequential(Attention(classes=1), nn.Flatten(0))
 
 
 def gated():

@@ -52,6 +52,29 @@ def test_audit_says_why_nothing_can_be_explained(capsys):
     assert 'explain the logits' in printed
 
 
+@pytest.mark.parametrize(('model', 'given', 'name'), [
+    ('cli_models:Attention', ['--input', '2x5x6'], 'attn_lrp_gamma'),
+    ('cli_models:Words', ['--tokens', '2x6'], 'attn_lrp')])
+def test_recommended_is_a_composite_for_the_kind_of_model(capsys, model, given, name):
+    code, printed, complaint = run(capsys, 'audit', model, *given, '-c', 'recommended')
+    assert (code, complaint) == (0, '')
+    assert f'rules    {name}' in printed
+
+
+def test_one_number_for_each_sample(capsys):
+    code, printed, complaint = run(capsys, 'audit', 'cli_models:one', '--input', '2x5x6')
+    assert (code, complaint) == (0, '')
+    assert 'target   the only number of each sample of output 2' in printed
+
+
+def test_audit_says_where_a_recurrence_is_written_out(capsys):
+    code, printed, complaint = run(capsys, 'audit', 'cli_models:Recurrence', '--input', '1x5x6')
+    assert (code, complaint) == (0, '')
+    assert 'depends on how a recurrence is written' in printed
+    assert 'gated_linear_attention' in printed
+    assert 'the ledger is closed' in printed.splitlines()[-1]
+
+
 @pytest.mark.parametrize('name', COMPOSITES)
 def test_audit_takes_every_composite_that_is_registered(capsys, name):
     settings = ['--composite-set', 'low=-3.', '--composite-set', 'high=3.'] if name == 'epsilon_gamma_box' else []

@@ -116,7 +116,7 @@ def test_says_where_a_loop_is_and_what_to_use(compute, composite):
     text = str(ledger)
     assert 'depends on how a recurrence is written' in text
     assert WRITTEN[compute] in text
-    assert text.endswith(ledger._table())
+    assert text.endswith(ledger.table())
 
 
 @pytest.mark.parametrize('compute', [gated, by_head, recurrent, lambda q, k, v, gate: gated_linear_attention(q, k, v)],

@@ -62,6 +62,7 @@ def run(options):
     with Progress(3) as progress:
         progress.step(f'loading {options.model}')
         case = _case(options)
+        options.composite = case.named(options.composite)
         progress.step('explaining')
         ledger, refusal = _audit(case, options)
         progress.step('explaining, what has no rule by its gradient')
@@ -132,11 +133,11 @@ def _aligned(rows):
 
 
 def _ledger(ledger, everything):
-    lines = str(ledger).splitlines()
-    if everything or len(ledger.sinks) <= MOST:
-        return '\n'.join(lines)
-    hidden = len(ledger.sinks) - MOST
-    return '\n'.join([*lines[:3 + MOST], f'... and {hidden} smaller sinks (--all)', lines[-1]])
+    lines = ledger.table().splitlines()
+    if not everything and len(ledger.sinks) > MOST:
+        hidden = len(ledger.sinks) - MOST
+        lines = [*lines[:3 + MOST], f'... and {hidden} smaller sinks (--all)', lines[-1]]
+    return '\n\n'.join([*ledger.notes(), '\n'.join(lines)])
 
 
 def _verdict(case, ledger, refusal):

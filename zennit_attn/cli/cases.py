@@ -8,6 +8,7 @@ from ..attribution import call_model, flat
 from ..canonizers import AttentionCanonizer
 from ..composites import AttentionComposite
 from ..conservation import audit
+from ..recommendation import recommended
 from ..trees import rebuilt, tensors_of
 from . import inputs, targets
 from .models import Loaded, load
@@ -70,6 +71,13 @@ class Case:
 
     def _arguments(self):
         return {'embedding': self.embedding and self.embedding[1], 'select': targets.select(self.options.part)}
+
+    def named(self, name):
+        '''Return the name of a composite, in the place of ``recommended`` that of the one which is.'''
+        if name != 'recommended':
+            return name
+        chosen = recommended(self.loaded.model, tokens=self.embedding is not None)
+        return next(key for key, cls in COMPOSITES.items() if cls is type(chosen))
 
     def audit(self, name, unknown=None):
         '''Measure where all relevance goes under a composite.'''

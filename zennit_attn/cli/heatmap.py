@@ -57,13 +57,14 @@ def add_parser(commands):
 
 def run(options):
     '''Run the command and return its exit code.'''
-    names = list(dict.fromkeys(options.composites or ['cp_lrp']))
+    names = options.composites or ['cp_lrp']
     paths = _paths(options)
     with Progress(1 + len(names)) as progress:
         progress.step(f'loading {options.model}')
         loaded = model_of(options)
         draw = _Image(loaded, options) if options.image is not None else _Words(loaded, options)
         case, maps, ledgers = draw.case, {}, {}
+        names = list(dict.fromkeys(case.named(name) for name in names))
         for name in names:
             progress.step(name)
             maps[name], ledgers[name] = case.relevance(name)[0], case.audit(name)

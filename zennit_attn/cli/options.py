@@ -64,8 +64,9 @@ def add_explanation(parser, several=False):
     group = parser.add_argument_group('explanation')
     extra = {'action': 'append', 'dest': 'composites'} if several else {'default': 'cp_lrp'}
     several_words = '; may be given several times' if several else ''
-    group.add_argument('-c', '--composite', metavar='NAME', choices=sorted(COMPOSITES), **extra,
-                       help=f'composite, see "zennit-attn list composites" (default: cp_lrp){several_words}')
+    group.add_argument('-c', '--composite', metavar='NAME', choices=[*sorted(COMPOSITES), 'recommended'],
+                       **extra, help='composite, see "zennit-attn list composites", or "recommended": the one that was '
+                                     f'best on trained models of the kind (default: cp_lrp){several_words}')
     group.add_argument('--composite-set', type=parse_setting, action='append', default=[], metavar='NAME=VALUE',
                        dest='composite_settings', help='argument of the composite, e.g. linear_gamma=0.05')
     group.add_argument('-t', '--target', type=parse_target, metavar='TARGET',

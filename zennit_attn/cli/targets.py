@@ -96,5 +96,7 @@ def describe(places, labels):
     '''Write the targets, with the names of the classes if they are known.'''
     if places is None:
         return 'all of the output'
+    if not all(places):
+        return 'the only number of each sample'
     words = [f'{labels[place[-1]]} ({_write(place)})' if place[-1] in labels else _write(place) for place in places]
     return '; '.join(words[:3]) + ('; ...' if len(words) > 3 else '')

@@ -119,11 +119,25 @@ class Audit:
                 f'relevance\nis multiplied by what carries it too, and each product shares evenly.\n{places}{more}\n'
                 'An operator of zennit_attn.attention in its place has one map (docs/how-to/linear-attention.md).')
 
-    def __str__(self):
-        notes = [note for note in (self.drained(), self.spelled()) if note is not None]
-        return '\n\n'.join([*notes, self._table()])
+    def notes(self):
+        '''Return what has to be said of the map beside its ledger: :py:meth:`drained` and :py:meth:`spelled`.
 
-    def _table(self):
+        Returns
+        -------
+        list of str
+        '''
+        return [note for note in (self.drained(), self.spelled()) if note is not None]
+
+    def __str__(self):
+        return '\n\n'.join([*self.notes(), self.table()])
+
+    def table(self):
+        '''Return the table of the output, the input, all sinks, and what is unaccounted.
+
+        Returns
+        -------
+        str
+        '''
         rows = [('', 'output', '', self.output), ('', 'input', '', self.input)]
         rows += [(sink.module, sink.operator, f'{sink.kind}: {sink.name}' if sink.name else sink.kind, sink.relevance)
                  for sink in self.sinks]
