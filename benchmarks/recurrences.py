@@ -58,10 +58,11 @@ LAYERS = {
 
 
 def lengths(name, options):
-    '''How many tokens a layer is given. Mamba's own passes take a time that grows with their square.'''
+    '''How many tokens a layer is given. The own passes of some take a time that grows with their square.'''
     if options.quick:
         return [64, 128]
-    most = {'Mamba of transformers': 2048}.get(name, 65536 if 'demo' in name else 16384)
+    slow = {'Mamba of transformers': 1024, 'Kimi delta attention': 4096}
+    most = slow.get(name, 65536 if 'demo' in name else 16384)
     return [length for length in (1024, 2048, 4096, 16384, 65536) if length <= min(most, options.max_n)]
 
 

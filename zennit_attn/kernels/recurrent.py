@@ -57,6 +57,15 @@ def _scores(rows, columns, decay, early=False):
     return blocks[:, :, 0]
 
 
+def _decayed(decay, early=False):
+    '''A function for :func:`_scores` of rows and columns. With one decay for all features, these are decayed once.'''
+    if decay.shape[-1] > 1:
+        return lambda rows, columns: _scores(rows, columns, decay, early)
+    one = torch.ones_like(decay)
+    kept = _scores(one, one, decay, early)
+    return lambda rows, columns: (rows @ columns.mT) * kept
+
+
 def _gates(q, k, decay, beta, bonus, a, b):
     r'''All that weighs values and states in chunks of tokens, of which none depends on them.
 
@@ -69,13 +78,14 @@ def _gates(q, k, decay, beta, bonus, a, b):
     if a is not None:
         return _general_gates(q, k, decay, a, b)
     early = bonus is not None
-    scores = _scores(q, k, decay, early)
+    products = _decayed(decay, early)
+    scores = products(q, k)
     if early:
         scores = scores.tril(-1) + torch.diag_embed((q * bonus * k).sum(-1))
     gates = scores, q * _until(decay, early).exp(), k * _after(decay).exp(), decay.sum(2).exp()[..., None]
     if beta is None:
         return gates
-    system = beta[..., None] * _scores(k, k, decay)  # of which the diagonal and what is above are not read
+    system = beta[..., None] * products(k, k)  # of which the diagonal and what is above are not read
     solution = torch.linalg.solve_triangular(system, torch.diag_embed(beta), upper=False, unitriangular=True)
     return (*gates, solution, solution @ (k * decay.cumsum(2).exp()))
 
@@ -86,9 +96,10 @@ def _general_gates(q, k, decay, a, b):
     The latter are :math:`P = \mathrm{tril}(a b^\top, -1) P + \mathrm{tril}(a k^\top, -1) V + a S`, a triangular system.
     '''
     size, written = q.shape[2], torch.cat([k, b], 2)
-    scores = torch.cat([_scores(q, k, decay), _scores(q, b, decay)], -1)
-    system, held = -_scores(a, b, decay, True), a * _until(decay, True).exp()
-    known = torch.cat([_scores(a, k, decay, True).tril(-1), held], -1)
+    late, early = _decayed(decay), _decayed(decay, True)
+    scores = torch.cat([late(q, k), late(q, b)], -1)
+    system, held = -early(a, b), a * _until(decay, True).exp()
+    known = torch.cat([early(a, k).tril(-1), held], -1)
     known = torch.linalg.solve_triangular(system, known, upper=False, unitriangular=True)
     solution = torch.cat([torch.eye(size, dtype=q.dtype, device=q.device).expand_as(known[..., :size]),
                           known[..., :size]], 2)
