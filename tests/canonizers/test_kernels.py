@@ -17,7 +17,7 @@ from helpers import Snapshot, assert_closed, assert_restored, relative
 from zennit_attn.attention import gated_linear_attention, selective_scan
 from zennit_attn.attribution import TokenGradient
 from zennit_attn.canonizers import AttentionCanonizer, register_kernel
-from zennit_attn.canonizers.published import functions
+from zennit_attn.canonizers.published import FUNCTIONS, functions, replacement
 from zennit_attn.composites import CPLRP, Difference
 from zennit_attn.conservation import audit
 from zennit_attn.errors import UntrackedTensor
@@ -452,6 +452,28 @@ def test_a_function_that_is_nearly_the_published_one_runs_as_it_is(dtype):
         model, input = made(cls)
         maps.append(explain_largest(model.to(dtype), input.to(dtype))[1])
     assert torch.equal(*maps)
+
+
+def test_heads_before_tokens_are_left_to_the_function():
+    def chunk_gla_of_old(q, k, v, g, scale=None, initial_state=None, output_final_state=False, head_first=True):
+        out, last = chunk_gla(*(each.transpose(1, 2) for each in (q, k, v, g)), scale)
+        return out.transpose(1, 2), last
+    chunk_gla_of_old.__name__ = 'chunk_gla'
+    row = FUNCTIONS.find('chunk_gla', hidden(chunk_gla_of_old, package='fla'))
+    old, new = (replacement(row, hidden(each, package='fla')) for each in (chunk_gla_of_old, chunk_gla))
+    q, k, v, g = torch.randn(4, 2, 6, 3, 5).double()
+    given = [q, k, v, -g.abs()]
+    assert relative(old(*(each.transpose(1, 2) for each in given))[0].transpose(1, 2), new(*given)[0]) <= 1e-12
+
+
+def test_code_that_is_changed_later_is_looked_at_again():
+    class Changing(ByGlobal):
+        def forward(self, x):
+            return functional.linear(x, self.gates.weight)
+    model, input = made(Changing)
+    assert explain_largest(model, input)[1].any()
+    Changing.forward = ByGlobal.forward
+    assert relative(explain_largest(model, input)[1], explain_largest(*made(Own))[1]) <= 1e-9
 
 
 def test_arguments_that_change_what_is_computed_are_left_to_the_function():

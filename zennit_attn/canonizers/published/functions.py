@@ -48,7 +48,7 @@ class Published(NamedTuple):
     pattern: str
     needs: frozenset
     run: Callable
-    aliases: dict = {}  # noqa: RUF012 - of a named tuple it is a default, and nobody writes to it
+    aliases: dict = {}  # to which nobody writes
     writes: tuple = ()
     packages: frozenset = frozenset()
 
@@ -160,6 +160,8 @@ def _arguments(row, function, args, kwargs):
         if parameter.kind is parameter.VAR_KEYWORD:
             given.update(given.pop(name))
     given = {row.aliases.get(name, name): value for name, value in given.items()}
+    if given.get('head_first'):  # which older releases have by default
+        return None
     known = inspect.signature(row.run).parameters
     others = [name for name in given if name not in known]
     defaults = {row.aliases.get(name, name): each.default for name, each in signature.parameters.items()}

@@ -2,7 +2,7 @@
 import dis
 from functools import cache, partial
 from types import BuiltinMethodType, CellType, FunctionType, MethodType, SimpleNamespace
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import nn
@@ -58,7 +58,8 @@ def _names(code):
     return names, writes
 
 
-#: Types of modules whose code calls no published function, with the rows and what was found under the names it calls.
+#: Types of modules whose code calls no published function, with the rows, what was found under the names that it calls,
+#: and its methods.
 _FREE = WeakKeyDictionary()
 
 
@@ -67,9 +68,9 @@ _FUNCTIONS = (FunctionType, MethodType, partial, BuiltinMethodType)
 
 
 def _is_free_of_them(rows, cls):
-    known, looked_up = _FREE.get(cls, (None, ()))
-    return known is rows and all(scope.get(name) is value and registered(value) is None
-                                 for scope, name, value in looked_up)
+    known, looked_up, methods = _FREE.get(cls, (None, (), {}))
+    return known is rows and all(_static(cls, name) is method() for name, method in methods.items()) and (
+        all(scope.get(name) is value and registered(value) is None for scope, name, value in looked_up))
 
 
 class Rewriting:
@@ -83,7 +84,7 @@ class Rewriting:
     module: :py:class:`torch.nn.Module`
     '''
     def __init__(self, rows, module):
-        self._rows, self._done, self._looked_up = rows, {}, []
+        self._rows, self._done, self._looked_up, self._followed = rows, {}, [], {}
         self._type, self._package = type(module), package_of(type(module))
         #: The methods that are to be replaced, by name, as functions of the module or, for published ones, of the rest.
         self.methods, self.bound = {}, {}
@@ -94,7 +95,7 @@ class Rewriting:
         if not _is_free_of_them(rows, self._type):
             self._follow_method('forward')
             if not self.methods and not self.bound:
-                _FREE[self._type] = rows, self._looked_up
+                _FREE[self._type] = rows, self._looked_up, self._followed
         for name, value in list(module.__dict__.items()):
             if isinstance(value, _FUNCTIONS) and package_of(getattr(value, 'func', value)) != 'zennit_attn':
                 found = self._found(name, value)
@@ -106,12 +107,13 @@ class Rewriting:
 
     def _follow_method(self, name):
         method = _static(self._type, name)
-        if not isinstance(method, FunctionType) or name in self.methods or name in self.bound:
+        if not isinstance(method, FunctionType) or name in self._followed or name in self.bound:
             return
         row = self._rows.find(name, method) if name != 'forward' else None
         if row is not None:
             self.bound[name] = row
             return
+        self._followed[name] = ref(method)
         changed = self._rewritten(method)
         if changed is not None:
             self.methods[name] = changed
