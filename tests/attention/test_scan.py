@@ -276,6 +276,69 @@ def test_a_sequence_can_be_continued(function):
         assert_close(actual, expected)
 
 
+def run(function, inputs, weights, **options):
+    '''Outputs and the last state as a tuple.'''
+    if function is polynomial_attention:
+        return function(*inputs, **options), ()
+    out, *last = function(*inputs, *weights, output_final_state=True, **options)
+    return out, last[0] if function is mlstm else tuple(last)
+
+
+def inputs_of(function):
+    inputs, weights = [draw(2, 20, 6), draw(2, 20, 6)], []
+    if function is wkv:
+        return inputs, [-torch.rand(6).double(), draw(6)]
+    inputs.append(draw(2, 20, 5))
+    return (inputs if function is polynomial_attention else [*inputs, draw(2, 20), draw(2, 20)]), weights
+
+
+every_function = pytest.mark.parametrize('function', [mlstm, wkv, polynomial_attention])
+
+
+@every_function
+def test_packed_sequences_are_sequences_each(function):
+    torch.manual_seed(0)
+    (inputs, weights), bounds = inputs_of(function), [0, 1, 8, 8, 20]
+    out, last = run(function, inputs, weights, cu_seqlens=torch.tensor(bounds))
+    for number, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        if start == end:
+            continue
+        expected, state = run(function, [each[:, start:end] for each in inputs], weights)
+        assert_close(out[:, start:end], expected)
+        for one, other in zip(last, state, strict=True):
+            assert_close(one[:, number], other)
+
+
+@pytest.mark.parametrize('function', [mlstm, wkv])
+def test_packed_sequences_go_on_from_states(function):
+    torch.manual_seed(0)
+    inputs, weights = inputs_of(function)
+    _, state = run(function, inputs, weights)
+    packed = tuple(torch.stack([part, part], 1) for part in state)
+    names = ('initial_state', 'normalizer', 'maximum')
+    given, alone = ({'initial_state': each} if function is mlstm else dict(zip(names, each, strict=True))
+                    for each in (packed, state))
+    out, last = run(function, inputs, weights, cu_seqlens=[0, 12, 20], **given)
+    expected, states = run(function, [each[:, 12:] for each in inputs], weights, **alone)
+    assert_close(out[:, 12:], expected)
+    for one, other in zip(last, states, strict=True):
+        assert_close(one[:, 1], other)
+
+
+@every_function
+@pytest.mark.parametrize('first', [False, True])
+def test_masked_tokens_count_for_nothing(function, first):
+    torch.manual_seed(0)
+    (inputs, weights), mask = inputs_of(function), torch.rand(20) < .5
+    mask[:3] = first
+    out, last = run(function, inputs, weights, mask=mask.expand(2, 20))
+    expected, state = run(function, [each[:, mask] for each in inputs], weights)
+    assert_close(out[:, mask], expected)
+    assert out.isfinite().all()
+    for one, other in zip(last, state, strict=True):
+        assert_close(one, other)
+
+
 @pytest.mark.parametrize('coefficients', [(1., 1., .5), (0., 0., 1.), (0., 1., 0.)])
 @pytest.mark.parametrize('normalize', [False, True])
 def test_polynomial_attention_equals_its_formula(coefficients, normalize):

@@ -6,12 +6,13 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from ..kernels.causal import causal_dot_product
-from ..kernels.checks import shapes
-from ..kernels.recurrent import gated_linear_attention
+from ..kernels.checks import check_mask, shapes
+from ..kernels.recurrent import bounds_of, gated_linear_attention
 from ..kernels.scan import running_maximum
 
 
-def mlstm(q, k, v, input_gate, forget_gate, *, initial_state=None, eps=1e-6, output_final_state=False):
+def mlstm(q, k, v, input_gate, forget_gate, *, initial_state=None, mask=None, cu_seqlens=None, eps=1e-6,
+          output_final_state=False):
     r'''The matrix memory of xLSTM: linear attention with exponential input gates and a normalizer that is bounded.
 
     .. math::
@@ -31,7 +32,11 @@ def mlstm(q, k, v, input_gate, forget_gate, *, initial_state=None, eps=1e-6, out
         The gates :math:`z` and :math:`f` before any function, of shape ``(..., n)``.
     initial_state: tuple of torch.Tensor, optional
         The memory ``(..., d, e)``, the normalizer ``(..., d)`` and the stabilizer ``(..., 1)`` before the first token.
-        Default is zero.
+        Default is zero. With ``cu_seqlens`` they have an axis of sequences before their last ones.
+    mask: torch.Tensor, optional
+        Of booleans, shape ``(..., n)``: the others write nothing and forget nothing.
+    cu_seqlens: torch.Tensor or list of int, optional
+        Where packed sequences start, and the last ends.
     eps: float, optional
         Added to the normalizer.
     output_final_state: bool, optional
@@ -50,7 +55,17 @@ def mlstm(q, k, v, input_gate, forget_gate, *, initial_state=None, eps=1e-6, out
     if not input_gate.shape == forget_gate.shape == v.shape[:-1]:
         raise ValueError('mlstm needs gates of shape (..., n) beside v (..., n, e), but got '
                          f'{shapes(input_gate=input_gate, forget_gate=forget_gate, v=v)}')
-    memory, normalizer, first = (None, None, q.new_zeros(*v.shape[:-2], 1)) if initial_state is None else initial_state
+    check_mask(mask, v.shape[:-1])
+    if mask is not None:
+        input_gate = input_gate.masked_fill(~mask, -torch.inf)
+        forget_gate = forget_gate.masked_fill(~mask, torch.inf)
+    bounds = bounds_of('mlstm', cu_seqlens, v.shape[-2])
+    if bounds is not None:
+        return _packed_mlstm(bounds, q, k, v, input_gate, forget_gate, initial_state, eps, output_final_state)
+    state = _empty(q, v) if initial_state is None else initial_state
+    memory, normalizer, first = state
+    if not v.shape[-2]:
+        return (torch.zeros_like(v), state) if output_final_state else torch.zeros_like(v)
     first = first[..., 0]
     loss = logsigmoid(forget_gate)
     maximum = running_maximum(input_gate, loss, first)
@@ -61,7 +76,7 @@ def mlstm(q, k, v, input_gate, forget_gate, *, initial_state=None, eps=1e-6, out
     out, memory = gated_linear_attention(q, keys, v, decay, initial_state=memory, output_final_state=True)
     total, normalizer = gated_linear_attention(
         q, keys, torch.ones_like(v[..., :1]).detach(), decay, output_final_state=True,
-        initial_state=None if normalizer is None else normalizer[..., None])
+        initial_state=normalizer[..., None])
     least = (-maximum).exp().to(total.dtype)[..., None]
     out = out / (torch.maximum(total.abs(), least) + eps)
     if not output_final_state:
@@ -69,7 +84,29 @@ def mlstm(q, k, v, input_gate, forget_gate, *, initial_state=None, eps=1e-6, out
     return out, (memory, normalizer[..., 0], maximum[..., -1:].to(memory.dtype))
 
 
-def polynomial_attention(q, k, v, coefficients=(1., 1., 0.5), *, normalize=True, eps=1e-6):
+def _empty(q, v):
+    '''The state of no tokens.'''
+    lead, features = v.shape[:-2], q.shape[-1]
+    return q.new_zeros(*lead, features, v.shape[-1]), q.new_zeros(*lead, features), q.new_zeros(*lead, 1)
+
+
+def _packed_mlstm(bounds, q, k, v, input_gate, forget_gate, initial_state, eps, output_final_state):
+    '''One sequence after the other.'''
+    axes, outs, lasts = (-3, -2, -2), [], []
+    for number, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        state = None if initial_state is None else tuple(
+            part.select(axis, number) for part, axis in zip(initial_state, axes, strict=True))
+        out, last = mlstm(*(each[..., start:end, :] for each in (q, k, v)), input_gate[..., start:end],
+                          forget_gate[..., start:end], initial_state=state, eps=eps, output_final_state=True)
+        outs.append(out)
+        lasts.append(last)
+    out = torch.cat(outs, -2)
+    if not output_final_state:
+        return out
+    return out, tuple(torch.stack(parts, axis) for parts, axis in zip(zip(*lasts, strict=True), axes, strict=True))
+
+
+def polynomial_attention(q, k, v, coefficients=(1., 1., 0.5), *, mask=None, cu_seqlens=None, normalize=True, eps=1e-6):
     r'''Causal linear attention whose weights are a polynomial of degree 2: Based and ReBased.
 
     .. math:: o_i = \frac{\sum_{j \leq i} p(q_i \cdot k_j) v_j}{\sum_{j \leq i} p(q_i \cdot k_j) + \epsilon}
@@ -85,6 +122,10 @@ def polynomial_attention(q, k, v, coefficients=(1., 1., 0.5), *, normalize=True,
         Values of shape ``(..., n, e)``.
     coefficients: tuple of three float, optional
         :math:`c_0, c_1, c_2`. Default is the exponential's expansion, as in Based; ``(0, 0, 1)`` is ReBased.
+    mask: torch.Tensor, optional
+        Of booleans, shape ``(..., n)``: the others write nothing.
+    cu_seqlens: torch.Tensor or list of int, optional
+        Where packed sequences start, and the last ends.
     normalize: bool, optional
         Whether to divide by the sum of the weights.
     eps: float, optional
@@ -94,13 +135,27 @@ def polynomial_attention(q, k, v, coefficients=(1., 1., 0.5), *, normalize=True,
     -------
     torch.Tensor
         Outputs of shape ``(..., n, e)``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`causal_dot_product`, for a mask that is not boolean or of another shape, and for ``cu_seqlens`` that
+        do not cover the tokens.
     '''
+    check_mask(mask, v.shape[:-1])
+    bounds = bounds_of('polynomial_attention', cu_seqlens, v.shape[-2])
+    if bounds is not None:
+        spans = [slice(start, end) for start, end in zip(bounds, bounds[1:], strict=False)]
+        return torch.cat([polynomial_attention(
+            *(each[..., span, :] for each in (q, k, v)), coefficients, normalize=normalize, eps=eps,
+            mask=None if mask is None else mask[..., span]) for span in spans], -2)
     constant, linear, square = coefficients
 
     def features(x, weights):
         parts = [x.new_ones(*x.shape[:-1], 1), x, (x[..., :, None] * x[..., None, :]).flatten(-2)]
         return torch.cat([part * weight for part, weight in zip(parts, weights, strict=True) if weight], -1)
     q, k = features(q, (constant, linear, square)), features(k, (bool(constant), bool(linear), bool(square)))
+    k = k if mask is None else k.masked_fill(~mask[..., None], 0.)
     out = causal_dot_product(q, k, v)
     if not normalize:
         return out

@@ -294,7 +294,8 @@ def running_maximum(gain, loss, first):
 
 @wrap_torch_function(lambda k, v, decay, bonus, *, initial_state=None, normalizer=None, maximum=None, **_: (
     k, v, decay, bonus, initial_state, normalizer, maximum))
-def wkv(k, v, decay, bonus, *, initial_state=None, normalizer=None, maximum=None, output_final_state=False):
+def wkv(k, v, decay, bonus, *, initial_state=None, normalizer=None, maximum=None, mask=None, cu_seqlens=None,
+        output_final_state=False):
     r'''The attention of RWKV-4: a weighted mean of the values, of each feature by itself.
 
     .. math:: o_i = \frac{\sum_{j<i} e^{(i - 1 - j) w + k_j} v_j + e^{u + k_i} v_i}
@@ -312,6 +313,11 @@ def wkv(k, v, decay, bonus, *, initial_state=None, normalizer=None, maximum=None
         The weights :math:`w`, below 0, and :math:`u`, of shape ``(d,)``.
     initial_state, normalizer, maximum: torch.Tensor, optional
         The numerator, the denominator and :math:`m` before the first token, each of shape ``(..., d)``; all or none.
+        With ``cu_seqlens`` they are of shape ``(..., s, d)`` for `s` sequences.
+    mask: torch.Tensor, optional
+        Of booleans, shape ``(..., n)``: the others write nothing and forget nothing, and return zero.
+    cu_seqlens: torch.Tensor or list of int, optional
+        Where packed sequences start, and the last ends.
     output_final_state: bool, optional
         Whether to return these three after the last token too.
 
@@ -328,22 +334,44 @@ def wkv(k, v, decay, bonus, *, initial_state=None, normalizer=None, maximum=None
     if k.shape != v.shape or not decay.shape == bonus.shape == k.shape[-1:]:
         raise ValueError('wkv needs k and v (..., n, d), decay and bonus (d,), but got '
                          f'{shapes(k=k, v=v, decay=decay, bonus=bonus)}')
+    check_mask(mask, v.shape[:-1])
+    bounds = bounds_of('wkv', cu_seqlens, v.shape[-2])
+    lead, width = v.shape[:-2], v.shape[-1]
+    shape = (*lead, width) if bounds is None else (*lead, len(bounds) - 1, width)
     given = [each for each in (initial_state, normalizer, maximum) if each is not None]
-    shape = (*v.shape[:-2], v.shape[-1])
     if given and (len(given) < 3 or any(each.shape != shape for each in given)):
         raise ValueError(f'wkv needs initial_state, normalizer and maximum of shape {shape}, or none of them')
-    numerator, denominator, first = given or (v.new_zeros(shape), v.new_zeros(shape), v.new_full(shape, -1e38))
+    states = given or [v.new_zeros(shape), v.new_zeros(shape), v.new_full(shape, -1e38)]
+    bounds, axis = ([0, v.shape[-2]], None) if bounds is None else (bounds, -2)
+    outs, lasts = [], []
+    for number, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        state = states if axis is None else [each.select(axis, number) for each in states]
+        out, *last = _weighted_means(*(each[..., start:end, :] for each in (k, v)), decay, bonus, state,
+                                     None if mask is None else mask[..., start:end]) if end > start else (
+            torch.zeros_like(v[..., start:end, :]), *state)
+        outs.append(out)
+        lasts.append(last)
+    out = torch.cat(outs, -2)
+    if not output_final_state:
+        return out
+    return out, *(lasts[0] if axis is None else (torch.stack(parts, axis) for parts in zip(*lasts, strict=True)))
+
+
+def _weighted_means(k, v, decay, bonus, state, mask):
+    numerator, denominator, first = state
     loss = decay[:, None].expand(*k.mT.shape)
+    if mask is not None:
+        k, loss = k.masked_fill(~mask[..., None], -torch.inf), loss.masked_fill(~mask[..., None, :], 0.)
     highest = running_maximum(k.mT, loss, first).mT
     before = torch.cat([first.detach().double()[..., None, :], highest[..., :-1, :]], -2)
-    keep, write = ((each - highest).exp().to(v.dtype) for each in (before + decay.double(), k.double()))
+    keep, write = ((each - highest).exp().to(v.dtype) for each in (before + loss.mT.double(), k.double()))
     numerators, last = linear_recurrence(write * v, keep, initial_state=numerator, output_final_state=True)
     denominators, total = linear_recurrence(write, keep, initial_state=denominator, output_final_state=True)
     larger = torch.maximum(before, k.double() + bonus.double())
     held, own = ((each - larger).exp().to(v.dtype) for each in (before, k.double() + bonus.double()))
     above, below = (torch.cat([each.to(v.dtype)[..., None, :], rest[..., :-1, :]], -2)
                     for each, rest in ((numerator, numerators), (denominator, denominators)))
-    out = (held * above + own * v) / (held * below + own)
-    if not output_final_state:
-        return out
-    return out, last, total, highest[..., -1, :].to(last.dtype)
+    above, below = held * above + own * v, held * below + own
+    if mask is not None:
+        above, below = above.masked_fill(~mask[..., None], 0.), below.masked_fill(~mask[..., None], 1.)
+    return above / below, last, total, highest[..., -1, :].to(last.dtype)
