@@ -69,6 +69,18 @@ def test_one_map_for_blocks_of_any_size(composite, masked):
         assert relative(other, maps[0]) <= 1e-9
 
 
+def test_a_model_with_a_cache_returns_what_it_does_without_a_context():
+    '''To the last digits, although its decays are in float32.'''
+    code = published(f'transformers.models.{NAME}.modeling_{NAME}')
+    model, input = build(4)
+    cache = getattr(code, 'MiniMaxCache', Cache)()
+    with torch.no_grad():
+        expected = model(input, Cache())
+    with CPLRP().context(model):
+        output = model(input.clone().requires_grad_(), cache)
+    assert relative(output.detach(), expected) <= 1e-12
+
+
 def test_tokens_with_a_cache():
     model, input = build()
     expected, cache, plain = model(input).detach(), Cache(), Cache()
