@@ -152,7 +152,7 @@ class Forward:
 
     def note_gate(self, call: Call, output: Any = None, copy: torch.Tensor | None = None) -> None:
         '''Remember a gate, to name it if nothing that carries relevance is left.'''
-        self.last_gate, self.without_grad = (call.operator.name, *self.locate()), None
+        self.last_gate, self.without_grad = (call.operator.name, *self.location.place()), None
         target = call.args[0] if call.inplace and call.args[0].requires_grad else output
         if isinstance(target, torch.Tensor):
             target.lrp_gate = self.last_gate  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 import linecache
 import sys
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
@@ -73,16 +74,27 @@ class Location:
             traceback = traceback.tb_next
         return module
 
-    def locate(self):
-        '''Return the dotted name of the module whose code is running, and the line that called the operator.'''
+    def place(self):
+        '''Return the dotted name of the module whose code is running, and where an operator was called.'''
         frame = sys._getframe(1)
         while frame is not None and _is_internal(frame):
             frame = frame.f_back
-        line = ''
-        if frame is not None:
-            file, number = frame.f_code.co_filename, frame.f_lineno
-            line = f'{file}:{number}: {linecache.getline(file, number).strip()}'
-        return self.name_of(self.running_module()), line
+        place = Place('', 0) if frame is None else Place(frame.f_code.co_filename, frame.f_lineno)
+        return self.name_of(self.running_module()), place
+
+    def locate(self):
+        '''Return the same with the line of code as text.'''
+        name, place = self.place()
+        return name, str(place)
+
+
+class Place(NamedTuple):
+    '''A line of code, which is read when it is written out.'''
+    file: str
+    number: int
+
+    def __str__(self):
+        return f'{self.file}:{self.number}: {linecache.getline(self.file, self.number).strip()}' if self.file else ''
 
 
 def _is_internal(frame):

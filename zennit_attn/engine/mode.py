@@ -244,7 +244,10 @@ class Engine(TorchFunctionMode):
                 return self._run_watched(func, args, kwargs or {})
             return func(*args, **(kwargs or {}))
         tensors = tensors_in(args, kwargs) if kwargs else tensors_in(*args)
-        operands = [tensor for tensor in tensors if tensor.requires_grad]
+        operands = []
+        for tensor in tensors:  # a comprehension would be one more call, for every call of torch
+            if tensor.requires_grad:
+                operands.append(tensor)
         forward = self.forward
         if not operands:
             if operator is not None and (
@@ -266,7 +269,8 @@ class Engine(TorchFunctionMode):
                 product = self.dispatch(operator, func, args, kwargs or {}, operands)
                 return rounding.warn_at(product, place, forward.rounded)
         if forward.direct and operator is not None and len(operands) <= operator.direct and (
-                forward.are_plain(operands)) and not (operator.pairwise and len(operands) == 1 and shifts(args)):
+                forward.are_plain(operands)) and not (
+                operator.pairwise and len(operands) == 1 and shifts(args, operands[0])):
             return self._run_directly(forward, operator, func, args, kwargs or {}, operands, len(tensors))
         return self.dispatch(operator, func, args, kwargs or {}, operands)
 
@@ -340,12 +344,12 @@ class Engine(TorchFunctionMode):
         '''Operands that receive no relevance by the default rule, so that it does not matter where they come from.'''
         gate = operator is not None and operator.kind in (Kind.SOFTMAX, Kind.GATE, Kind.ATTENTION) and (
             not operator.linear_outputs and not operator.inplace)
-        if not gate or not self.forward.assignments.is_default(operator.kind):
+        if not gate or not args or not self.forward.assignments.is_default(operator.kind):
             return ()
-        kept = (operator.values,) if operator.kind is Kind.ATTENTION else range(1, len(args))
-        needed = [args[position] for position in kept if position < len(args)]
-        return [arg for position, arg in enumerate(args) if position not in kept and isinstance(arg, torch.Tensor)
-                and not any(arg is other for other in needed)]
+        if operator.kind is not Kind.ATTENTION:
+            return args[:1] if isinstance(args[0], torch.Tensor) and not any(args[0] is arg for arg in args[1:]) else ()
+        value = args[operator.values] if len(args) > operator.values else None
+        return [arg for arg in args if isinstance(arg, torch.Tensor) and arg is not value]
 
     def _run_unknown(self, operator, func, args, kwargs):
         if operator is not None and operator.harmless:

@@ -37,12 +37,12 @@ class Origin(NamedTuple):
         return self.activation is not None and (self.zero != 0. or self.activation.saturating)
 
 
-def shifts(args: tuple) -> bool:
-    '''Whether one of two summands is a number. A cheap look, for every sum of one operand.'''
-    for arg in args:  # noqa: SIM110 - a generator for any() would take longer than the sum
-        if type(arg) in _NUMBERS or (isinstance(arg, torch.Tensor) and arg.numel() == 1):
-            return True
-    return False
+def shifts(args: tuple, operand: torch.Tensor) -> bool:
+    '''Whether the other of two summands may be a number. A cheap look, for every sum of one operand.'''
+    if len(args) < 2:
+        return True
+    other = args[1] if args[0] is operand else args[0]
+    return type(other) in _NUMBERS or isinstance(other, torch.Tensor) and other.numel() == 1
 
 
 _NUMBERS = frozenset((float, int))
