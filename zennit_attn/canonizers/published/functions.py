@@ -171,19 +171,22 @@ def _arguments(row, function, args, kwargs):
     return {name: value for name, value in given.items() if name in known}
 
 
-def replacement(row, function):
-    '''Return what is called in the place of a published function.'''
-    return partial(_run, row, function)
+def replacement(row, function, otherwise=None):
+    '''Return what is called in the place of a published function.
+
+    Where it turns out to be another, it runs itself, or what is given as the same code with operators in it.
+    '''
+    return partial(_run, row, function, otherwise or function)
 
 
 #: What functions return, of those that were compared with what replaces them: by function, and by how it is called.
 _COMPARED = WeakKeyDictionary()
 
 
-def _run(row, function, *args, **kwargs):
+def _run(row, function, otherwise, *args, **kwargs):
     given = _arguments(row, function, args, kwargs)
     if given is None:
-        return function(*args, **kwargs)
+        return otherwise(*args, **kwargs)
     double = any(tensor.dtype is torch.float64 for tensor in tensors_of(given))
     known, settings = package_of(function) in PACKAGES, _settings(given)
     forms = {} if known else _forms_of(function)
@@ -197,11 +200,11 @@ def _run(row, function, *args, **kwargs):
             raise
         result = NotImplemented  # another function of the same name
     if result is NotImplemented:
-        return function(*args, **kwargs)
+        return otherwise(*args, **kwargs)
     others = _published(row, function, copies) if checked else None
     if others is not None:
         if not _agree(result, others):
-            return function(*args, **kwargs)
+            return otherwise(*args, **kwargs)
         form = substitute(others, lambda _: TENSOR)
         if not known:
             forms[settings] = form

@@ -157,11 +157,10 @@ class Rewriting:
         if isinstance(value, partial):
             found = self._found(name_of(value.func), value.func)
             return None if found is None else type(value)(found, *value.args, **value.keywords)
-        row = self._rows.find(name, value)
-        if row is not None:
-            return replacement(row, value)
         own = isinstance(value, FunctionType) and package_of(value) == self._package
-        return self._rewritten(value) if own else None
+        written = self._rewritten(value) if own else None
+        row = self._rows.find(name, value)
+        return written if row is None else replacement(row, value, written)
 
 
 def _static(cls, name):
