@@ -35,7 +35,7 @@ def main(args=None):
     -------
     int
         0 if all went well, 1 if a ledger is open, something is not supported or could not be written, 2 if what was
-        asked for does not fit. Options that do not exist exit with 2.
+        asked for does not fit, 130 if it was interrupted. Options that do not exist exit with 2.
     '''
     arguments = _parser().parse_args(args)
     try:
@@ -45,6 +45,9 @@ def main(args=None):
     except BrokenPipeError:  # who reads, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print('\nzennit-attn: interrupted', file=sys.stderr)
+        return 130  # as a shell says it of SIGINT
     except (UsageError, AttributionError, OSError, ImportError) as error:
         if getattr(arguments, 'debug', False):
             raise

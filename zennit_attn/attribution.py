@@ -6,6 +6,7 @@ import torch
 from zennit.attribution import Gradient
 
 from .canonizers.attention import AttentionCanonizer, engine_of
+from .composites import as_composite
 from .errors import NoRelevance
 from .plain import PlainForward
 from .sources import as_given, call, explained_outputs, resolve
@@ -138,8 +139,9 @@ class Relevance(Gradient):
     ----------
     model: :py:class:`torch.nn.Module`
         The model.
-    composite: :py:class:`~zennit.core.Composite`, optional
-        The composite, as for :py:class:`zennit.attribution.Gradient`.
+    composite: :py:class:`~zennit.core.Composite`, type or str, optional
+        The composite, its class, or its name. Default is none, for the plain gradient, as for
+        :py:class:`zennit.attribution.Gradient`.
     wrt: str, :py:class:`torch.nn.Module`, or list of these, optional
         What is explained (with respect to what): names of arguments, modules or their dotted names. An argument that
         holds integers is explained at the output of the embedding that takes it. Default is every argument that is
@@ -157,6 +159,7 @@ class Relevance(Gradient):
     '''
     def __init__(self, model, composite=None, wrt=None, attr_output=None, create_graph=False, retain_graph=None,
                  select=None, compare=True):
+        composite = composite if composite is None else as_composite(composite)
         super().__init__(model, composite, attr_output, create_graph, retain_graph)
         self.wrt = wrt
         self.select = select

@@ -2,7 +2,8 @@
 import re
 
 import torch
-from zennit.composites import LayerMapComposite, register_composite
+from zennit.composites import COMPOSITES, LayerMapComposite, register_composite
+from zennit.core import Composite
 from zennit.types import Convolution
 
 from .canonizers import AttentionCanonizer
@@ -12,6 +13,39 @@ from .rules import Gamma, Secant, Taylor, TaylorSoftmax
 
 #: Names of modules, or of their classes, inside which linear layers are attention projections.
 _ATTENTION_NAME = re.compile(r'att(n|ention)|m(h|s|hs)a\b', re.IGNORECASE)
+
+
+def as_composite(given, names=()):
+    '''Return a composite by its name or its class.
+
+    Parameters
+    ----------
+    given: str, type or :py:class:`zennit.core.Composite`
+    names: sequence of str, optional
+        Names that are taken elsewhere, to be told with ours.
+
+    Returns
+    -------
+    :py:class:`zennit.core.Composite`
+        One of this package or of Zennit, which gets an :py:class:`AttentionCanonizer` if it is made here.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is none, with the names that there are.
+    '''
+    if isinstance(given, Composite):
+        return given
+    if isinstance(given, type) and issubclass(given, AttentionComposite):
+        return given()
+    if isinstance(given, type) and issubclass(given, Composite):
+        return given(canonizers=[AttentionCanonizer()])
+    ours = ', '.join([*names, *(name for name, kind in COMPOSITES.items() if issubclass(kind, AttentionComposite))])
+    if not isinstance(given, str):
+        raise TypeError(f'{given!r} is no composite; pass one, its class, or its name: {ours}')
+    if given not in COMPOSITES:
+        raise ValueError(f'there is no composite {given!r}; there are {ours}, and those of Zennit')
+    return as_composite(COMPOSITES[given])
 
 
 def _is_attention(name, module):
@@ -85,14 +119,22 @@ class AttentionComposite(LayerMapComposite):
             hook = next((hook for types, hook in self.gamma_map if isinstance(module, types)), None)
         return hook
 
-    def register(self, module):
+    def register(self, module=None):
         '''Apply the canonizers and register the rules; if anything fails, remove all that was registered.
 
         Parameters
         ----------
         module: :py:class:`torch.nn.Module`
             The model.
+
+        Raises
+        ------
+        TypeError
+            If this is called on the class, as an attributor does that was given the class.
         '''
+        if not isinstance(self, Composite):
+            raise TypeError('the composite is a class, and a composite is needed: write brackets behind its name, as '
+                            'in CPLRP()')
         try:
             super().register(module)
         except BaseException:

@@ -8,16 +8,19 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
-from zennit.core import Composite
 
 from . import seeds
 from .attribution import Relevance
 from .canonizers.attention import engine_of
-from .composites import AttentionComposite
+from .composites import as_composite
 from .conservation import audit
+from .errors import NoRelevance
+from .inputs import encoded
+from .pictures import normalization_of
 from .plain import PlainForward
 from .recommendation import continues_texts, recommended
 from .sources import call, resolve
+from .trees import rebuilt
 
 #: The name under which :py:func:`explain` finds a composite by the kind of the model.
 RECOMMENDED = 'recommended'
@@ -37,14 +40,18 @@ class Explanation:
         For each sample, what was asked: the class, with its name if the model knows one, or the name of the seed.
     note: str
         What the reader has to know, such as that a softmax at the end was left out; or empty.
+    probability: :py:class:`torch.Tensor` or None
+        For a class of several of which a softmax would make probabilities, its own, of shape [batch].
     '''
     relevance: object
     output: torch.Tensor
     target: list
     note: str = ''
+    probability: object = None
     _inputs: dict = field(default_factory=dict, repr=False)
     _audit: object = field(default=None, repr=False)
     _tokenizer: object = field(default=None, repr=False)
+    _processor: object = field(default=None, repr=False)
 
     def audit(self):
         '''Measure where all relevance went.
@@ -71,7 +78,22 @@ class Explanation:
             return {name: summed(relevance) for name, relevance in self.relevance.items()}
         return summed(self.relevance)
 
-    def show(self, name=None, tokens=None, sample=0):
+    def title(self, sample=0):
+        '''Say what was asked of a sample, and what the model said.
+
+        Parameters
+        ----------
+        sample: int, optional
+
+        Returns
+        -------
+        str
+            E.g. ``'positive (1): 3.21, probability 0.96'``.
+        '''
+        said = f'{self.target[sample]}: {float(self.output[sample]):.3g}'
+        return said if self.probability is None else f'{said}, probability {float(self.probability[sample]):.2g}'
+
+    def show(self, name=None, tokens=None, sample=0, mean=None, std=None):
         '''Draw relevance: an image beside its map, or a text whose tokens are coloured.
 
         Parameters
@@ -82,6 +104,9 @@ class Explanation:
             The tokens of a text. Default are those of the tokenizer that was given, or else their numbers.
         sample: int, optional
             Which sample.
+        mean, std: float or sequence of float, optional
+            What was subtracted from an image, and what it was then divided by. Default is what the processor that was
+            given says.
 
         Returns
         -------
@@ -92,20 +117,25 @@ class Explanation:
         ------
         ValueError
             If there is no such name, or relevance that is neither of an image nor of tokens.
+
+        Warns
+        -----
+        UserWarning
+            If an image is normalized, and nothing says by what.
         '''
-        from .heatmap import Heatmap, Row, Text, figure, pixel_relevance, token_texts
+        from .heatmap import Text, show, token_texts
         maps = self.relevance if isinstance(self.relevance, dict) else {'': self.relevance}
         name = next(iter(maps)) if name is None else name
         if name not in maps:
             raise ValueError(f'nothing was explained under the name {name!r}; there is {", ".join(maps)}')
         relevance, input = maps[name], self._inputs.get(name)
         relevance = relevance[0] if isinstance(relevance, tuple) else relevance
-        title = f'{self.target[sample]}: {float(self.output[sample]):.3g}'
         if relevance.ndim == 4:
-            image = relevance[sample].abs().sum(0, keepdim=True) if input is None else input[sample]
-            limits = float(image.min()), max(float(image.max()), float(image.min()) + 1e-6)
-            row = Row(image, {'relevance': Heatmap(pixel_relevance(relevance[sample]))}, limits=limits)
-            return figure([row], title)
+            image = relevance[sample].abs().sum(0) / relevance[sample].abs().sum(0).max() if input is None else input[
+                sample]
+            if mean is None and std is None and input is not None and self._processor is not None:
+                mean, std = normalization_of(self._processor) or (None, None)
+            return show(image, relevance[sample], self.title(sample), mean, std)
         if relevance.ndim not in (2, 3):
             raise ValueError(f'relevance has shape {tuple(relevance.shape)}, neither that of an image nor of tokens; '
                              'draw it with zennit_attn.heatmap or matplotlib')
@@ -114,7 +144,7 @@ class Explanation:
             known = input is not None and input[sample].shape == values.shape
             tokens = token_texts(self._tokenizer, input[sample]) if known and self._tokenizer is not None else [
                 f' {value:.4g}' for value in (input[sample] if known else range(len(values)))]
-        return Text(list(tokens), values, title)
+        return Text(list(tokens), values, self.title(sample))
 
     def save(self, path, **kwargs):
         '''Write the explanation to a file.
@@ -136,49 +166,62 @@ class Explanation:
             torch.save({'relevance': self.relevance, 'output': self.output, 'target': self.target, 'note': self.note},
                        path)
         elif path.suffix == '.html':
-            path.write_text(f'<!doctype html><meta charset="utf-8"><title>Explanation</title>{self.html(**kwargs)}')
+            self.to_html(path, **kwargs)
         elif path.suffix in ('.png', '.pdf', '.svg'):
             shown = self.show(**kwargs)
             (shown if hasattr(shown, 'savefig') else shown.figure()).savefig(path)
         else:
             raise ValueError(f'{path.name} has to end in .pt, .html, .png, .pdf or .svg')
 
-    def html(self, **kwargs):
-        '''Return the explanation as HTML.
+    def to_html(self, path=None, **kwargs):
+        '''Return the explanation as HTML, or write it as a page of its own, which needs nothing else.
 
         Parameters
         ----------
+        path: str or :py:class:`pathlib.Path`, optional
+            Where to write the page.
         kwargs: optional
             As for :py:meth:`show`.
 
         Returns
         -------
         str
+            The HTML, which can be a part of a page.
         '''
         shown = self.show(**kwargs)
-        note = f'<p>{escape(self.note)}</p>' if self.note else ''
-        if not hasattr(shown, 'savefig'):
-            return shown.html() + note
-        with BytesIO() as buffer:
-            shown.savefig(buffer, format='png', dpi=150)
-            picture = b64encode(buffer.getvalue()).decode()
-        return f'<img alt="relevance" src="data:image/png;base64,{picture}">{note}'
+        html = shown.html() if not hasattr(shown, 'savefig') else _picture(shown)
+        html += f'<p>{escape(self.note)}</p>' if self.note else ''
+        if path is not None:
+            Path(path).write_text('<!DOCTYPE html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
+                                  'content="width=device-width"><title>Explanation</title>' + html, encoding='utf-8')
+        return html
 
     def _repr_html_(self):
-        return self.html()
+        return self.to_html()
 
 
-def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=None, compare=True, tokenizer=None):
+def _picture(figure):
+    with BytesIO() as buffer:
+        figure.savefig(buffer, format='png', dpi=150)
+        picture = b64encode(buffer.getvalue()).decode()
+    return f'<img alt="relevance" style="max-width:100%" src="data:image/png;base64,{picture}">'
+
+
+def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=None, compare=True, tokenizer=None,
+            processor=None):
     '''Explain what a model says of an input.
 
     Parameters
     ----------
     model: :py:class:`torch.nn.Module`
         The model, in eval mode.
-    inputs: :py:class:`torch.Tensor`, tuple or mapping
-        Its input of shape [batch, ...], or its positional or its keyword arguments, e.g. what a tokenizer returns.
+    inputs: :py:class:`torch.Tensor`, tuple, mapping, str, list or :py:class:`PIL.Image.Image`
+        Its input of shape [batch, ...], or its positional or its keyword arguments, e.g. what a tokenizer returns. With
+        a `tokenizer`, a text, a list of texts, or a chat, a list of mappings with ``role`` and ``content``; with a
+        `processor`, a picture or a list of these.
     target: optional
-        What is asked. Default is the class with the largest logit, of the last token where there are logits for each;
+        What is asked. Default is the class with the largest logit, of the last token where there are logits for each
+        (the last one that is no padding, if there is an ``attention_mask``);
         for a model that returns one number for each sample, that number. Else the index of a class, the name of a class
         that the model's ``config`` knows, indices of shape [batch], or a function of the output that returns one number
         for each sample, such as those of :py:mod:`zennit_attn.seeds`.
@@ -196,8 +239,11 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
     compare: bool, optional
         Whether to run the model once more without a context, and to refuse where it computes something else in it.
     tokenizer: optional
-        The tokenizer of a model of texts, as those of ``transformers``: for what is recommended, and to show tokens as
-        text.
+        The tokenizer of a model of texts, as those of ``transformers``: for inputs that are texts, for what is
+        recommended, and to show tokens as text.
+    processor: optional
+        What makes the input of pictures, an image processor of ``transformers`` or transforms of torchvision or
+        ``timm``: for inputs that are pictures, and to show what the model saw.
 
     Returns
     -------
@@ -211,33 +257,46 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
     NoRelevance
         If nothing that is explained can carry relevance.
     TypeError
-        If there is no tensor of which `target` can be asked, or `target` or `composite` is none.
+        If there is no tensor of which `target` can be asked, or `target` or `composite` is none, the model is no
+        module, or a text comes without a tokenizer or a picture without a processor.
     ValueError
         If the model is in training mode, or there is no argument, module, class or composite of a name.
 
     Examples
     --------
-    >>> explanation = explain(model, tokenizer(text, return_tensors='pt'), target='positive', composite='attn_lrp')
+    >>> explanation = explain(model, 'what a film', target='positive', composite='attn_lrp', tokenizer=tokenizer)
     >>> explanation.tokens()
     '''
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f'the model is a {type(model).__name__}, and rules are attached to a torch.nn.Module: pass '
+                        'that')
     if any(module.training for module in model.modules()):
         raise ValueError(f'{type(model).__name__} is in training mode, in which dropout and batch norm change what it '
                          'says; call model.eval() first')
+    inputs = encoded(inputs, tokenizer, processor)
     sources = resolve(model, inputs, wrt)
     composite = composite_of(composite, model, sources, tokenizer)
-    question = _Question(model, target, select)
+    question = _Question(model, target, select, inputs)
     attributor = Relevance(model, composite, sources, select=question, compare=False)
     plain = PlainForward(model, lambda input: question.spoken(call(model, input)), inputs, False)
     if plain.error is not None:
         raise plain.error from None
-    with attributor:
-        output, relevance = attributor(inputs)
+    try:
+        with attributor:
+            output, relevance = attributor(inputs)
+    except NoRelevance:
+        # What is asked for may be made by a gate that is not the last: of several parts of an output, or boxes.
+        question.of_every_end = True
+        with attributor:
+            output, relevance = attributor(inputs)
     if compare:
         plain.check(question.said)
+    def measured():
+        again = _Question(model, target, select, inputs, question.of_every_end)
+        return audit(model, composite, inputs, select=again, compare=False, wrt=sources)
     return Explanation(
-        relevance, output.detach(), question.words(len(output), tokenizer), question.note, sources.given(inputs),
-        lambda: audit(model, composite, inputs, select=_Question(model, target, select), compare=False, wrt=sources),
-        tokenizer)
+        relevance, output.detach(), question.words(len(output), tokenizer), question.note, question.probability,
+        sources.given(inputs), measured, tokenizer, processor)
 
 
 def composite_of(given, model, sources, tokenizer=None):
@@ -262,36 +321,31 @@ def composite_of(given, model, sources, tokenizer=None):
     TypeError, ValueError
         If it is none, with the names that there are.
     '''
-    from zennit.composites import COMPOSITES
-    if isinstance(given, Composite):
-        return given
-    if isinstance(given, type) and issubclass(given, Composite):
-        return given()
     if isinstance(given, str) and given == RECOMMENDED:
         return recommended(model, tokenizer, tokens=bool(sources.taken) and not sources.arguments)
-    ours = [RECOMMENDED, *(name for name, kind in COMPOSITES.items() if issubclass(kind, AttentionComposite))]
-    if not isinstance(given, str):
-        raise TypeError(f'{given!r} is no composite; pass one, its class, or its name: {", ".join(ours)}')
-    if given not in COMPOSITES:
-        raise ValueError(f'there is no composite {given!r}; there are {", ".join(ours)}, and those of Zennit')
-    if given in ours:
-        return COMPOSITES[given]()
-    from .canonizers import AttentionCanonizer
-    return COMPOSITES[given](canonizers=[AttentionCanonizer()])
+    return as_composite(given, [RECOMMENDED])
 
 
 class _Question:
     '''What is asked of the output: it runs as a part of the model, and sees what the model says.'''
-    def __init__(self, model, target, select):
-        self.model, self.target, self.select = model, target, select
-        self.said = self.classes = None
-        self.note = ''
+    def __init__(self, model, target, select, inputs, of_every_end=False):
+        self.model, self.select, self.of_every_end = model, select, of_every_end
+        self.masks = _masks(model, inputs)
+        self.said = self.classes = self.probability = None
+        self.gates = []
         if isinstance(target, str):
-            self.target = _index_of(model, target)
+            target = class_index(model, target)
         elif target is not None and not callable(target) and (
                 isinstance(target, bool) or not isinstance(target, (int, torch.Tensor, list, tuple))):
             raise TypeError(f'{target!r} is no target: pass the index of a class, its name, indices for the samples, '
                             'or a function of the output such as zennit_attn.seeds.contrast()')
+        self.target = target
+
+    @property
+    def note(self):
+        '''What is left out, in words.'''
+        gates = ' and '.join(dict.fromkeys(self.gates))
+        return f'The model ends in {gates}: what is explained is what enters it.' if gates else ''
 
     def part(self, output):
         '''What `target` is asked of: what is selected, or the likely part.'''
@@ -307,33 +361,68 @@ class _Question:
     def __call__(self, output):
         part = self.part(output)
         said = seeds.answer(part)
+        if self.of_every_end:
+            self.said = said.detach() if isinstance(said, torch.Tensor) else self._asked(part).detach()
+            return self._asked(self.part(rebuilt(output, self._before_gate)))
         if isinstance(said, torch.Tensor):
             self.said = said.detach()
-            engine = engine_of(self.model)
-            entered = None if engine is None or not engine.running else engine.forward.entered(said)
-            if entered is not None:
-                part, gate = entered
-                self.note = f'The model ends in {gate}: what is explained is what enters it.'
+            before = self._before_gate(said)
+            part = part if before is said else before
         asked = self._asked(part)
         self.said = asked.detach() if self.said is None else self.said
         return asked
 
+    def _before_gate(self, tensor):
+        '''What enters the gate of which a tensor is the result, or the tensor itself.'''
+        engine = engine_of(self.model)
+        entered = None if engine is None or not engine.running else engine.forward.entered(tensor)
+        if entered is None:
+            return tensor
+        self.gates.append(entered[1])
+        return entered[0]
+
     def _asked(self, part):
         if not callable(self.target):
-            logits = seeds.logits_of(part)
+            logits = seeds.logits_of(part, self._last(part))
             self.classes = logits.detach().argmax(1) if self.target is None else torch.as_tensor(self.target)
-            return seeds.logit(self.classes)(part)
-        asked = self.target(part)
+            chosen = seeds.logit(self.classes)(logits)
+            self.probability = self._probability(logits.detach(), chosen.detach())
+            return chosen
+        target = self.target
+        if isinstance(target, seeds.Seed) and target.position is None:
+            target = target.at(self._last(part))
+        asked = target(part)
         if not isinstance(asked, torch.Tensor) or asked.ndim != 1:
             shape = f'shape {tuple(asked.shape)}' if isinstance(asked, torch.Tensor) else type(asked).__name__
             raise ValueError(f'target is a function that returns {shape}; it needs one number for each sample, of '
                              'shape [batch]')
         return asked
 
+    def _last(self, part):
+        '''The last token of each sample that is no padding, or None, if that is the last of all.'''
+        logits = seeds.answer(part)
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 3:
+            return None
+        for mask in self.masks:
+            if mask.shape == logits.shape[:2] and not mask[:, -1].all():
+                places = torch.arange(mask.shape[1], device=mask.device)
+                return torch.where(mask != 0, places, -1).amax(1)
+        return None
+
+    def _probability(self, logits, chosen):
+        '''What a softmax makes of the logit of a class, for models that have classes of which one is true.'''
+        kind = getattr(getattr(self.model, 'config', None), 'problem_type', None)
+        if logits.shape[1] < 2 or 'sigmoid' in self.note or kind in ('regression', 'multi_label_classification'):
+            return None
+        return (chosen.float() - logits.float().logsumexp(1)).exp()
+
     def words(self, count, tokenizer=None):
         '''What was asked of each sample.'''
         if self.classes is None:
-            return [getattr(self.target, '__qualname__', type(self.target).__name__).split('.')[0]] * count
+            name = getattr(self.target, 'name', None) or getattr(
+                self.target, '__qualname__', type(self.target).__name__)
+            # A function that a seed has made is called as the seed is.
+            return ['what was asked' if name.startswith('<lambda>') else name.split('.')[0]] * count
         indices = self.classes.expand(count).tolist()
         if tokenizer is not None and continues_texts(self.model):
             from .heatmap.tokens import token_texts
@@ -349,7 +438,33 @@ def _labels(model):
     return {int(index): str(name) for index, name in labels.items() if not re.fullmatch(r'LABEL_\d+', str(name))}
 
 
-def _index_of(model, name):
+def _masks(model, inputs):
+    '''The masks of padding among the inputs that can be of the tokens for which there are logits.'''
+    if not isinstance(inputs, Mapping):
+        return []
+    decodes = 'decoder_input_ids' in inputs or getattr(getattr(model, 'config', None), 'is_encoder_decoder', False)
+    mask = inputs.get('decoder_attention_mask' if decodes else 'attention_mask')
+    return [mask] if isinstance(mask, torch.Tensor) and mask.ndim == 2 else []
+
+
+def class_index(model, name):
+    '''Return the index of a class that the model's ``config`` has a name for.
+
+    Parameters
+    ----------
+    model: :py:class:`torch.nn.Module`
+    name: str
+        The name, in large or small letters.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        If there is none, or more than one, with those that there are.
+    '''
     labels = _labels(model)
     found = [index for index, label in labels.items() if label.lower() == name.lower()]
     if len(found) == 1:

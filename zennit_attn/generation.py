@@ -6,8 +6,10 @@ import torch
 
 from . import seeds
 from .attribution import call_model, plain_forward
+from .conservation import audit
 from .explanation import composite_of
-from .sources import resolve
+from .inputs import encoded
+from .sources import resolve, takes
 
 
 @dataclass
@@ -21,18 +23,31 @@ class Generation:
     relevance: dict
         By the name of what is explained, relevance of shape [batch, answer, tokens]: a row for each token of the answer
         over the tokens that the model was given, those of the answer included. A token has none of itself and of later
-        ones.
+        ones. Of sound and images, of shape [batch, answer, ...] with the shape of these.
     output: :py:class:`torch.Tensor`
         What is explained, of shape [batch, answer]: the logits of the answer's tokens.
     prompt: int
-        How many of the tokens of ``input_ids`` are not of the answer.
+        How many of the tokens that the decoder was given are not of the answer.
+    probability: :py:class:`torch.Tensor`
+        Of each token of the answer, after all that stands before it, of shape [batch, answer].
     '''
     ids: torch.Tensor
     relevance: dict
     output: torch.Tensor
     prompt: int
+    probability: torch.Tensor = None
     _inputs: dict = field(default_factory=dict, repr=False)
+    _audit: object = field(default=None, repr=False)
     _tokenizer: object = field(default=None, repr=False)
+
+    def audit(self):
+        '''Measure where all relevance went: that of the whole answer, which is the sum of the rows.
+
+        Returns
+        -------
+        :py:class:`~zennit_attn.conservation.Audit`
+        '''
+        return self._audit()
 
     def span(self, start=0, stop=None):
         '''Return one map for several tokens of the answer: the sum of their rows.
@@ -64,32 +79,71 @@ class Generation:
         Returns
         -------
         :py:class:`matplotlib.figure.Figure`
-        '''
-        from matplotlib.figure import Figure
 
-        from .heatmap.colors import COLORS, limit_of, matplotlib_cmap, to_array
-        name = next(iter(self.relevance)) if name is None else name
-        rows = to_array(self.relevance[name][sample], 2, '(answer, tokens)')
-        source = self._texts(self._inputs[name][sample]) if source is None else list(source)
-        answer = self._texts(self.ids[sample]) if answer is None else list(answer)
+        Raises
+        ------
+        ValueError
+            If there is no such name, what has it is not made of tokens, or the tokens do not fit.
+        '''
+        from .heatmap import sequence_figure
+        name = self._named(name)
+        rows = self.relevance[name][sample]
+        source = self.texts(self._inputs[name][sample]) if source is None else list(source)
+        answer = self.texts(self.ids[sample]) if answer is None else list(answer)
         if rows.shape != (len(answer), len(source)):
             raise ValueError(f'there are {len(answer)} tokens of the answer and {len(source)} that the model was '
-                             f'given, but a matrix of {rows.shape}')
-        result = Figure((2. + .3 * len(source), 1.5 + .3 * len(answer)), layout='constrained')
-        axes = result.subplots()
-        limit = limit_of([rows])
-        axes.imshow(rows, cmap=matplotlib_cmap(COLORS), vmin=-limit, vmax=limit, aspect='auto')
-        axes.set_xticks(range(len(source)), source, rotation=90, parse_math=False)
-        axes.set_yticks(range(len(answer)), answer, parse_math=False)
-        axes.set_xlabel('given')
-        axes.set_ylabel('answer')
-        return result
+                             f'given, but a matrix of {tuple(rows.shape)}')
+        return sequence_figure(rows, source, answer, 'answer')
 
+    def text(self, start=0, stop=None, name=None, sample=0):
+        '''Return the text that the model was given, coloured by what made it say some tokens of the answer.
 
-    def _texts(self, ids):
+        Parameters
+        ----------
+        start, stop: int, optional
+            The first of these, and the one after the last. Default is the whole answer.
+        name: str, optional
+            Which of several things that are explained. Default is the first.
+        sample: int, optional
+            Which sample.
+
+        Returns
+        -------
+        :py:class:`~zennit_attn.heatmap.Text`
+        '''
+        from .heatmap import Text
+        name = self._named(name)
+        said = ''.join(self.texts(self.ids[sample, start:stop])).strip()
+        return Text(self.texts(self._inputs[name][sample]), self.span(start, stop)[name][sample], f'answer: {said}')
+
+    def texts(self, ids):
+        '''Return the texts of tokens, or their ids if no tokenizer was given.
+
+        Parameters
+        ----------
+        ids: :py:class:`torch.Tensor`
+            Of shape [tokens].
+
+        Returns
+        -------
+        list of str
+        '''
         from .heatmap.tokens import token_texts
-        return [str(int(each)) for each in ids] if self._tokenizer is None else [
-            text.replace('\n', '\\n') for text in token_texts(self._tokenizer, ids)]
+        return [f' {int(each)}' for each in ids] if self._tokenizer is None else token_texts(self._tokenizer, ids)
+
+    def _named(self, name):
+        of_tokens = [key for key, rows in self.relevance.items() if rows.ndim == 3]
+        if name is None and of_tokens:
+            return of_tokens[0]
+        name = next(iter(self.relevance)) if name is None else name
+        if name not in self.relevance:
+            raise ValueError(f'nothing was explained under the name {name!r}; there is {", ".join(self.relevance)}')
+        if name not in of_tokens:
+            raise ValueError(f'{name} is not made of tokens; draw .span()[{name!r}] as you draw such an input')
+        return name
+
+    def _repr_html_(self):
+        return self.text().html()
 
 
 def explain_generation(model, inputs, max_new_tokens=20, answer=None, composite='cp_lrp', contrast=False,
@@ -103,12 +157,16 @@ def explain_generation(model, inputs, max_new_tokens=20, answer=None, composite=
     ----------
     model: :py:class:`torch.nn.Module`
         A model of ``transformers`` that generates: a decoder, or an encoder and a decoder.
-    inputs: :py:class:`torch.Tensor` or mapping
-        The prompt: token ids of shape [batch, tokens], or what a tokenizer returns. Pad at the left.
+    inputs: :py:class:`torch.Tensor`, mapping, str or list
+        The prompt: token ids of shape [batch, tokens], or what a tokenizer or a processor returns, also that of sound
+        or images. With a `tokenizer`, a text, a list of texts, or a chat, a list of mappings with ``role`` and
+        ``content``. Pad at the left. A decoder beside an encoder begins with its start token, or with
+        ``decoder_input_ids``.
     max_new_tokens: int, optional
         The length of the answer, which the model generates with the largest logit of each step.
-    answer: :py:class:`torch.Tensor`, optional
-        Token ids of an answer of shape [batch, answer], in place of one that the model generates.
+    answer: :py:class:`torch.Tensor` or str, optional
+        Token ids of an answer of shape [batch, answer], or with a `tokenizer` its text for a single prompt, in place of
+        one that the model generates.
     composite, tokenizer: optional
         As for :py:func:`~zennit_attn.explanation.explain`.
     contrast: bool, optional
@@ -125,72 +183,131 @@ def explain_generation(model, inputs, max_new_tokens=20, answer=None, composite=
     ChangedForward
         If the model computes something else in the context than without.
     TypeError
-        If there is no answer, and the model can not generate one.
+        If there is no answer, and the model can not generate one, or a text comes without a tokenizer.
     ValueError
-        If the model is in training mode, or the answer has no tokens, or another batch than the prompt.
+        If the model is in training mode, the prompt is padded at the right, or the answer has no tokens, or another
+        batch than the prompt.
     '''
     if any(module.training for module in model.modules()):
         raise ValueError(f'{type(model).__name__} is in training mode; call model.eval() first')
-    prompt = dict(inputs) if isinstance(inputs, Mapping) else {'input_ids': inputs}
+    inputs = encoded(inputs, tokenizer)
+    prompt = dict(inputs) if isinstance(inputs, Mapping) else {_main(model, inputs): inputs}
     encodes = bool(getattr(getattr(model, 'config', None), 'is_encoder_decoder', False))
+    begins = 'decoder_input_ids' if encodes else 'input_ids'
+    mask = prompt.get('attention_mask')
+    if not encodes and isinstance(mask, torch.Tensor) and mask.ndim == 2 and not mask[:, -1].all():
+        raise ValueError("the prompt is padded at the right, where its answer has to begin; pad at the left: "
+                         "tokenizer.padding_side = 'left'")
     if answer is None:
-        answer = _generated(model, prompt, encodes, max_new_tokens, options)
-    if answer.ndim != 2 or not answer.numel() or len(answer) != len(prompt['input_ids']):
-        raise ValueError(f'the answer has shape {tuple(answer.shape)}, and needs [batch, answer] for a prompt of shape '
-                         f'{tuple(prompt["input_ids"].shape)}')
-    given, length = (_with_decoder if encodes else _continued)(model, prompt, answer)
-    count = answer.shape[1]
+        start, answer = _generated(model, prompt, encodes, max_new_tokens, options)
+    else:
+        start, answer = prompt.get(begins), _ids_of(answer, tokenizer)
+        if start is None and encodes:
+            start = decoder_start(model, answer)
+    batch = len(next(value for value in prompt.values() if isinstance(value, torch.Tensor)))
+    if answer.ndim != 2 or not answer.numel() or len(answer) != batch:
+        raise ValueError(f'the answer has shape {tuple(answer.shape)}, and needs [batch, answer] for a prompt of '
+                         f'{batch} sample{"s" * (batch > 1)}')
+    given = {**prompt, begins: torch.cat([start, answer[:, :-1] if encodes else answer], 1)}
+    if not encodes:
+        _continue_masks(model, given, prompt, answer)
+    first, count = start.shape[1] - 1, answer.shape[1]
+    probability = []
 
     def select(output):
-        logits = seeds.answer(output)[:, -count:] if encodes else seeds.answer(output)[:, -count - 1:-1]
+        logits = seeds.answer(output)[:, first:first + count]
         chosen = logits.gather(2, answer[..., None])[..., 0]
-        if not contrast:
-            return chosen
-        others = logits.detach().scatter(2, answer[..., None], -torch.inf).argmax(2)
-        return chosen - logits.gather(2, others[..., None])[..., 0]
+        others = logits.detach().scatter(2, answer[..., None], -torch.inf)
+        probability[:] = [(chosen.detach() - logits.detach().logsumexp(2)).exp()]
+        return chosen if not contrast else chosen - logits.gather(2, others.argmax(2)[..., None])[..., 0]
     sources = resolve(model, given)
     composite = composite_of(composite, model, sources, tokenizer)
     plain = plain_forward(model, composite, given, sources.outputs, select)
+    if plain.error is not None:
+        raise plain.error from None
     rows = {name: [] for name in sources.names}
     with composite.context(model), torch.enable_grad():
-        tensors, _ = sources.prepared(given)
-        output, leaves = call_model(model, tensors, sources.outputs, select)
+        tensors, arguments = sources.prepared(given)
+        output, outputs = call_model(model, tensors, sources.outputs, select)
+        leaves = {**arguments, **{name: own[0] for name, own in outputs.items()}}
         for step in range(count):
             seed = torch.zeros_like(output)
             seed[:, step] = output.detach()[:, step]
-            found = torch.autograd.grad(
-                output, [own[0] for own in leaves.values()], seed, retain_graph=step + 1 < count, allow_unused=True,
-                materialize_grads=True)
-            for name, relevance in zip(rows, found, strict=True):
-                rows[name].append(relevance.sum(-1).detach())
+            found = torch.autograd.grad(output, list(leaves.values()), seed, retain_graph=step + 1 < count,
+                                        allow_unused=True, materialize_grads=True)
+            for name, relevance in zip(leaves, found, strict=True):
+                rows[name].append((relevance.sum(-1) if name in outputs else relevance).detach())
     plain.check(output)
-    return Generation(answer, {name: torch.stack(own, 1) for name, own in rows.items()}, output.detach(), length,
-                      {name: given[name] for name in rows}, tokenizer)
+    return Generation(answer, {name: torch.stack(own, 1) for name, own in rows.items()}, output.detach(),
+                      start.shape[1], probability[0].detach(), {name: given[name] for name in rows},
+                      lambda: audit(model, composite, given, select=lambda said: select(said).sum(1), compare=False,
+                                    wrt=sources), tokenizer)
+
+
+def _main(model, inputs):
+    '''The name of a prompt that is a tensor alone.'''
+    return 'input_ids' if not inputs.is_floating_point() else getattr(model, 'main_input_name', 'input_ids')
+
+
+def _ids_of(answer, tokenizer):
+    '''The ids of an answer that is a text.'''
+    if not isinstance(answer, str):
+        return answer
+    if tokenizer is None:
+        raise TypeError('the answer is a text, which the tokenizer makes ids of: pass tokenizer=, that of the model')
+    return tokenizer(answer, add_special_tokens=False, return_tensors='pt')['input_ids']
 
 
 def _generated(model, prompt, encodes, count, options):
+    '''What a decoder starts with, and its answer.'''
     if not hasattr(model, 'generate'):
         raise TypeError(f'{type(model).__name__} has no method generate; pass the answer, ids of shape [batch, answer]')
-    with torch.no_grad():
-        ids = model.generate(**prompt, max_new_tokens=count, do_sample=False, **options)
-    return ids[:, 1:] if encodes else ids[:, prompt['input_ids'].shape[1]:]
+    starts = []
+
+    def watch(module, args, kwargs):
+        starts.append(kwargs.get('decoder_input_ids'))
+    # What a decoder starts with, language and task too, is known to the method alone: it is what comes first.
+    handle = model.register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            ids = model.generate(**prompt, max_new_tokens=count, do_sample=False, **options)
+    finally:
+        handle.remove()
+    if not encodes:
+        return prompt['input_ids'], ids[:, prompt['input_ids'].shape[1]:]
+    start = next((ids for ids in starts if ids is not None), None)
+    start = decoder_start(model, ids) if start is None else start
+    repeated = ids.shape[1] >= start.shape[1] and torch.equal(ids[:, :start.shape[1]], start)
+    return start, ids[:, start.shape[1]:] if repeated else ids
 
 
-def _continued(model, prompt, answer):
-    '''A decoder gets the prompt and the answer.'''
-    ids = torch.cat([prompt['input_ids'], answer], 1)
-    given = {**prompt, 'input_ids': ids}
-    for name, value in prompt.items():  # masks, and types of tokens
-        if name != 'input_ids' and isinstance(value, torch.Tensor) and value.shape == prompt['input_ids'].shape:
+def decoder_start(model, like):
+    '''Return what a decoder beside an encoder starts with.
+
+    Parameters
+    ----------
+    model: :py:class:`torch.nn.Module`
+        The model.
+    like: :py:class:`torch.Tensor`
+        Token ids of shape [batch, tokens].
+
+    Returns
+    -------
+    :py:class:`torch.Tensor`
+        Ids of shape [batch, 1].
+    '''
+    configs = (getattr(model, name, None) for name in ('config', 'generation_config'))
+    starts = (getattr(config, 'decoder_start_token_id', None) for config in configs)
+    return torch.full_like(like[:, :1], next((start for start in starts if start is not None), 0))
+
+
+def _continue_masks(model, given, prompt, answer):
+    '''Make masks and types of tokens as long as the prompt and the answer.'''
+    shape = prompt['input_ids'].shape
+    for name, value in prompt.items():
+        if name != 'input_ids' and isinstance(value, torch.Tensor) and value.shape == shape:
             given[name] = torch.cat([value, value[:, -1:].expand_as(answer)], 1)
-    if 'attention_mask' in given and 'position_ids' not in given:
-        given['position_ids'] = (given['attention_mask'].long().cumsum(1) - 1).clamp(min=0)
-    return given, prompt['input_ids'].shape[1]
-
-
-def _with_decoder(model, prompt, answer):
-    '''A decoder beside an encoder gets the answer, one place later.'''
-    start = getattr(model.config, 'decoder_start_token_id', None)
-    start = getattr(model.generation_config, 'decoder_start_token_id', 0) if start is None else start
-    first = torch.full_like(answer[:, :1], start)
-    return {**prompt, 'decoder_input_ids': torch.cat([first, answer[:, :-1]], 1)}, 0
+    mask = given.get('attention_mask')
+    # Positions count what is no padding, as in generate. Without padding the model knows them best.
+    if mask is not None and not mask.all() and 'position_ids' not in given and takes(model, 'position_ids'):
+        given['position_ids'] = (mask.long().cumsum(1) - 1).clamp(min=0)

@@ -12,6 +12,17 @@ from .errors import ChangedForward
 from .trees import gathered, rebuilt, tensors_of
 
 
+def _warn_of_dropout(model):
+    '''Say that a model is explained as it is trained, and not as it is used.'''
+    for name, module in model.named_modules():
+        rate = module.p if isinstance(module, torch.nn.modules.dropout._DropoutNd) else getattr(module, 'dropout', 0.)
+        if module.training and isinstance(rate, float) and rate > 0.:
+            warnings.warn(f'{type(model).__name__} is in training mode, in which {name or "it"} drops a share of '
+                          f'{rate:g} of what it is given, so that this explains one draw: call model.eval() first',
+                          stacklevel=5)
+            return
+
+
 class PlainForward:
     '''What a model computes before a context is opened on it. It leaves the model, its input and random states alone.
 
@@ -35,6 +46,7 @@ class PlainForward:
     '''
     def __init__(self, model, call, input, carries, tolerance=0.):
         self.model, self.call, self.carries, self.tolerance = model, call, carries, tolerance
+        _warn_of_dropout(model)
         self.input = _copied(input)
         self.output = self.error = None
         try:

@@ -24,9 +24,9 @@ def recommended(model, tokenizer=None, tokens=True):
     -------
     :py:class:`zennit.core.Composite`
         For a language model, :py:class:`~zennit_attn.composites.Difference` from a text of line breaks that keeps the
-        first and all special tokens, or without a tokenizer :py:class:`~zennit_attn.composites.CPLRP`. For other models
-        of tokens :py:class:`~zennit_attn.composites.AttnLRP`. Else
-        :py:class:`~zennit_attn.composites.AttnLRPGamma`.
+        first and all special tokens; without a tokenizer, or with one that has no token for a line break,
+        :py:class:`~zennit_attn.composites.CPLRP`. For other models of tokens
+        :py:class:`~zennit_attn.composites.AttnLRP`. Else :py:class:`~zennit_attn.composites.AttnLRPGamma`.
     '''
     if not tokens:
         return AttnLRPGamma()
@@ -34,8 +34,10 @@ def recommended(model, tokenizer=None, tokens=True):
         return AttnLRP()
     if tokenizer is None:
         return CPLRP()
-    blank = tokenizer('\n', add_special_tokens=False)['input_ids'][-1]
-    return Difference(reference=blank_tokens(blank, keep_ids=tokenizer.all_special_ids))
+    blank = tokenizer('\n', add_special_tokens=False)['input_ids']
+    if not blank:
+        return CPLRP()
+    return Difference(reference=blank_tokens(blank[-1], keep_ids=tokenizer.all_special_ids))
 
 
 def continues_texts(model):

@@ -6,8 +6,12 @@ returns and returns one number for each sample, of shape [batch]. Because it run
 two logits is explained as a difference.
 
 The logits are the tensor that the model returns, or its ``logits``: of shape [batch, classes], or [batch, tokens,
-classes], of which one token is asked, the last by default.
+classes], of which one token is asked, the last by default. :py:func:`~zennit_attn.explanation.explain` takes the last
+one that is no padding.
 '''
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
 import torch
 
 #: Where models with outputs of several parts keep what is explained, in this order.
@@ -36,15 +40,16 @@ def answer(output):
     return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
-def logits_of(output, position=-1):
+def logits_of(output, position=None):
     '''Return the logits of each sample.
 
     Parameters
     ----------
     output: object
         What a model returns.
-    position: int, optional
-        Of which token, where there are logits for each.
+    position: int or :py:class:`torch.Tensor`, optional
+        Of which token, where there are logits for each, or of which one in each sample, of shape [batch]. Default is
+        the last.
 
     Returns
     -------
@@ -65,7 +70,9 @@ def logits_of(output, position=-1):
     if logits.ndim == 1:
         return logits[:, None]
     if logits.ndim == 3:
-        return logits[:, position]
+        if isinstance(position, torch.Tensor):
+            return logits[torch.arange(len(logits), device=logits.device), position.to(logits.device)]
+        return logits[:, -1 if position is None else position]
     if logits.ndim != 2:
         raise ValueError(f'the output has shape {tuple(logits.shape)}, and logits have [batch, classes] or [batch, '
                          'tokens, classes]; pass a function of the output that returns one number for each sample')
@@ -74,47 +81,100 @@ def logits_of(output, position=-1):
 
 def _picked(logits, index=None):
     '''One logit of each sample, by default the largest.'''
+    if isinstance(index, str):
+        raise TypeError(f'seeds take the index of a class, and {index!r} is a name: model.config.label2id has its '
+                        'index, or pass the name itself as target')
     index = torch.as_tensor(logits.detach().argmax(1) if index is None else index, device=logits.device)
     index = index.expand(len(logits)) if index.ndim == 0 else index
     classes = logits.shape[1]
-    if index.shape != (len(logits),) or not ((-classes <= index) & (index < classes)).all():
-        raise ValueError(f'target {index.tolist()} does not fit {classes} classes and {len(logits)} samples')
+    fits = index.shape == (len(logits),) and not index.is_floating_point()
+    if not fits or not ((-classes <= index) & (index < classes)).all():
+        raise ValueError(f'target {index.tolist()} does not fit {classes} classes and {len(logits)} samples; it takes '
+                         'the index of a class, or an integer for each sample (of one-hot rows their argmax(1))')
     return logits.gather(1, (index % classes)[:, None])[:, 0]
 
 
-def logit(index, position=-1):
+@dataclass(frozen=True)
+class Seed:
+    '''What is asked of the logits of each sample.
+
+    Attributes
+    ----------
+    name: str
+        What it is, in a word or two.
+    ask: callable
+        Takes logits of shape [batch, classes], and returns one number for each sample, of shape [batch].
+    position: int, :py:class:`torch.Tensor` or None
+        Of which token, where there are logits for each: one for all samples, or one for each, of shape [batch]. None is
+        the last token.
+    '''
+    name: str
+    ask: Callable
+    position: object = None
+
+    def __call__(self, output):
+        '''Return what is asked.
+
+        Parameters
+        ----------
+        output: object
+            What a model returns.
+
+        Returns
+        -------
+        :py:class:`torch.Tensor`
+            Of shape [batch].
+        '''
+        return self.ask(logits_of(output, self.position))
+
+    def at(self, position):
+        '''Return the same question about another token.
+
+        Parameters
+        ----------
+        position: int or :py:class:`torch.Tensor`
+            Of which token, for all samples, or for each, of shape [batch].
+
+        Returns
+        -------
+        :py:class:`Seed`
+        '''
+        return replace(self, position=position)
+
+
+def logit(index, position=None):
     r'''The logit of a class, :math:`z_c`.
 
     Parameters
     ----------
     index: int or :py:class:`torch.Tensor`
         The class, or one for each sample, of shape [batch].
-    position: int, optional
-        Of which token, where there are logits for each.
+    position: int or :py:class:`torch.Tensor`, optional
+        Of which token, where there are logits for each. Default is the last.
 
     Returns
     -------
-    callable
+    :py:class:`Seed`
     '''
-    return lambda output: _picked(logits_of(output, position), index)
+    return Seed('logit', lambda logits: _picked(logits, index), position)
 
 
-def predicted(position=-1):
+def predicted(position=None):
     r'''The largest logit of each sample, :math:`\max_c z_c`.
 
     Parameters
     ----------
-    position: int, optional
-        Of which token, where there are logits for each.
+    position: int or :py:class:`torch.Tensor`, optional
+        Of which token, where there are logits for each. Default is the last.
 
     Returns
     -------
-    callable
+    :py:class:`Seed`
     '''
-    return lambda output: _picked(logits_of(output, position))
+    return Seed('predicted', _picked, position)
 
 
-def contrast(index=None, other=None, position=-1):
+def contrast(index=None, other=None, position=None):
     r'''A logit less another, :math:`z_c - z_d`: why this one and not that one?
 
     Parameters
@@ -123,15 +183,14 @@ def contrast(index=None, other=None, position=-1):
         The class, or one for each sample. Default is the one with the largest logit.
     other: int, :py:class:`torch.Tensor` or ``'mean'``, optional
         The other class, or the mean of all others. Default is the one with the largest logit of all others.
-    position: int, optional
-        Of which token, where there are logits for each.
+    position: int or :py:class:`torch.Tensor`, optional
+        Of which token, where there are logits for each. Default is the last.
 
     Returns
     -------
-    callable
+    :py:class:`Seed`
     '''
-    def seed(output):
-        logits = logits_of(output, position)
+    def ask(logits):
         first = logits.detach().argmax(1) if index is None else index
         mine = _picked(logits, first)
         if isinstance(other, str) and other == 'mean':
@@ -141,27 +200,24 @@ def contrast(index=None, other=None, position=-1):
         rest = logits.detach().clone()
         rest.scatter_(1, torch.as_tensor(first, device=rest.device).expand(len(rest))[:, None], -torch.inf)
         return mine - _picked(logits, rest.argmax(1))
-    return seed
+    return Seed('contrast', ask, position)
 
 
-def log_probability(index=None, position=-1):
+def log_probability(index=None, position=None):
     r'''The logarithm of a probability, :math:`z_c - \ln \sum_d e^{z_d}`. The sum is a gate, and so a constant.
 
     Parameters
     ----------
     index: int or :py:class:`torch.Tensor`, optional
         The class, or one for each sample. Default is the one with the largest logit.
-    position: int, optional
-        Of which token, where there are logits for each.
+    position: int or :py:class:`torch.Tensor`, optional
+        Of which token, where there are logits for each. Default is the last.
 
     Returns
     -------
-    callable
+    :py:class:`Seed`
     '''
-    def seed(output):
-        logits = logits_of(output, position)
-        return _picked(logits, index) - logits.logsumexp(1)
-    return seed
+    return Seed('log_probability', lambda logits: _picked(logits, index) - logits.logsumexp(1), position)
 
 
 def similarity(one='image_embeds', other='text_embeds'):

@@ -9,7 +9,7 @@ import torch
 
 from .errors import NoRelevance
 from .plain import restored
-from .trees import items_of, with_items
+from .trees import items_of, tensors_of, with_items
 
 #: Names of arguments that say where to look, or of what sort something is, and not what there is.
 _SIDE = re.compile(r'mask|position|token_type|segment|labels?$|cache|lengths?$')
@@ -144,6 +144,11 @@ def _named(model, input):
     return found
 
 
+def takes(model, name):
+    '''Whether the forward of a model has a parameter of a name.'''
+    return name in inspect.signature(type(model).forward).parameters
+
+
 def _parameters(model):
     '''The names of the positional parameters of a model's forward.'''
     parameters = inspect.signature(type(model).forward).parameters.values()
@@ -224,10 +229,48 @@ def _embeddings(model, input, integers, needed):
 
 
 def call(model, input):
-    '''Call a model with its input, or its positional or keyword arguments.'''
+    '''Call a model with its input, or its positional or keyword arguments.
+
+    Raises
+    ------
+    ValueError
+        If the model has a decoder that was given nothing. Else what the model itself raises.
+    '''
     kwargs = dict(input) if isinstance(input, Mapping) else {}
     args = () if isinstance(input, Mapping) else input if isinstance(input, tuple) else (input,)
-    return model(*args, **kwargs)
+    try:
+        return model(*args, **kwargs)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if _decoder_is_idle(model, args, kwargs):
+            raise ValueError(_NO_DECODER.format(model=type(model).__name__)) from error
+        raise
+    except RuntimeError as error:
+        types = _types_that_differ(model, args, kwargs)
+        if types and 'dtype' in str(error):
+            raise ValueError(f'the parameters of {type(model).__name__} are {types[0]}, and its input is {types[1]}: '
+                             f'convert one of them, e.g. input.to({types[0]})') from error
+        raise
+
+
+def _types_that_differ(model, args, kwargs):
+    own = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    given = {tensor.dtype for tensor in tensors_of((args, kwargs)) if tensor.is_floating_point()}
+    return (own.pop(), given.pop()) if len(own) == len(given) == 1 and own != given else None
+
+
+#: What is said where the decoder of a model was given nothing.
+_NO_DECODER = (
+    '{model} has an encoder and a decoder, and the decoder was given nothing: pass decoder_input_ids too, e.g. '
+    "{{**inputs, 'decoder_input_ids': torch.full((batch, 1), model.config.decoder_start_token_id)}} for the first "
+    'token that it says, or explain an answer by zennit_attn.explain_generation(model, inputs)')
+
+
+def _decoder_is_idle(model, args, kwargs):
+    if not getattr(getattr(model, 'config', None), 'is_encoder_decoder', False):
+        return False
+    given = {*_parameters(model)[:len(args)], *kwargs}
+    return bool({'decoder_input_ids', 'decoder_inputs_embeds'} & set(_parameters(model))) and not {
+        'decoder_input_ids', 'decoder_inputs_embeds', 'labels', 'encoder_outputs'} & given
 
 
 @contextmanager

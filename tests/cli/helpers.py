@@ -92,6 +92,10 @@ def gated():
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Softmax(dim=-1))
 
 
+def refused():
+    return nn.Sequential(Cell(), nn.Flatten(), nn.Linear(12, 3))
+
+
 def scalar():
     class Sum(nn.Module):
         def forward(self, x):
@@ -126,10 +130,10 @@ def run(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-def refused(capsys, *arguments, code=2):
+def refused(capsys, *arguments, code=2, start='zennit-attn: error: '):
     '''Return the one line of an error.'''
     result, printed, complaint = run(capsys, *arguments)
     assert (result, printed) == (code, '')
-    line, = complaint.splitlines()
-    assert line.startswith('zennit-attn: error: ')
+    assert complaint.startswith(start)
+    line, = complaint.removeprefix(start).splitlines()
     return line

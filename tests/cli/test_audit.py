@@ -250,7 +250,7 @@ def test_debug_shows_where_it_came_from():
 
 @pytest.mark.parametrize(('arguments', 'message'), [
     (['audit', 'a:b'], 'required'), (['audit', 'a:b', '-i', '1x2', '--tokens', '1x2'], 'not allowed'),
-    (['audit', 'a:b', '-i', '1x2', '-c', 'lrp'], 'cp_lrp'), (['audit', 'a:b', '-i', '1x2', '-t', 'best'], 'max, last'),
+    (['audit', 'a:b', '-i', '1x2', '-c', 'lrp'], 'cp_lrp'), (['audit', 'a:b', '-i', '1x2', '-t', '1,,2'], 'max, last'),
     (['audit', 'a:b', '-i', '1x2', '--set', 'depth'], 'NAME=VALUE'), (['heatmap', 'a:b', '--text', 'a', '--size', 'x'],
                                                                       'is not a size'),
     (['heatmap', 'a:b', '--image', 'a', '--normalize', '1'], 'MEAN,STD'),

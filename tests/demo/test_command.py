@@ -1,7 +1,9 @@
 '''The command does what it says.'''
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -12,6 +14,7 @@ from zennit_attn.demo import DEMOS
 pytest.importorskip('sklearn')
 
 NAMES = list(DEMOS)
+README = Path(__file__).parents[2] / 'README.md'
 
 
 def test_demo_writes_a_picture_and_prints_the_ledger(tmp_path, capsys):
@@ -40,7 +43,19 @@ def test_demo_of_digits_has_no_masks(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert 'handwritten digits' in printed
     assert 'on the object' not in printed
-    assert [path.name for path in tmp_path.iterdir()] == ['linear_attention_digits.png']
+    assert {path.name for path in tmp_path.iterdir()} == {'linear_attention_digits.png', 'scene.png'}
+
+
+def test_the_commands_of_the_readme_run_after_the_demo(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    block = re.search(r'## On the command line\n\n```sh\n(.*?)```', README.read_text(), re.DOTALL)[1]
+    commands = [shlex.split(line, comments=True) for line in block.splitlines()]
+    assert len(commands) > 2
+    assert main(['demo', '-m', 'performer', '-n', '1']) == 0
+    for program, *arguments in commands:
+        assert program == 'zennit-attn'
+        assert main(arguments) == 0, capsys.readouterr().err
+    assert (tmp_path / 'scene.png').stat().st_size > 10_000
 
 
 def test_demo_writes_the_picture_of_the_readme(tmp_path, capsys):

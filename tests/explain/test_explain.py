@@ -8,7 +8,7 @@ from torch import nn
 from zennit.attribution import Gradient
 
 from helpers import Snapshot, assert_closed, assert_restored, equal_maps
-from zennit_attn import AttnLRP, Difference, Relevance, TokenGradient, explain, seeds
+from zennit_attn import AttnLRP, Difference, Relevance, TokenGradient, audit, explain, seeds
 from zennit_attn.composites import CPLRP, AttnLRPGamma, AttnTaylor
 from zennit_attn.errors import ChangedForward, NoRelevance
 from zennit_attn.heatmap import Text, token_texts
@@ -74,7 +74,7 @@ def made(kind):
 IDS = torch.tensor([[1, 4, 2, 9], [5, 6, 7, 8]])
 NUMBERS = torch.tensor([[.5, -1.], [2., .25]], dtype=torch.float64)
 ENCODED = {'input_ids': IDS, 'token_type_ids': torch.tensor([[0, 0, 1, 1]] * 2),
-           'attention_mask': torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])}
+           'attention_mask': torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])}
 every_composite = pytest.mark.parametrize('composite', [CPLRP, AttnLRP, AttnTaylor, Difference])
 
 
@@ -221,6 +221,51 @@ def test_a_gate_at_the_end_is_left_out_and_said():
     assert not explain(made(Tokens), IDS).note
 
 
+class Boxes(nn.Module):
+    '''A detector: classes, and boxes that a sigmoid makes.'''
+    def __init__(self):
+        super().__init__()
+        self.body, self.classes, self.boxes = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.body(x))
+        return {'pred_boxes': self.boxes(x).sigmoid(), 'logits': self.classes(x), 'gone': torch.ones(len(x))}
+
+
+@every_composite
+def test_a_number_that_a_gate_has_made_is_explained_at_what_enters_it(composite):
+    model, x = made(Boxes), torch.rand(2, 3, 4, dtype=torch.float64)
+    explanation = explain(model, x, lambda output: output['pred_boxes'][:, 0, 2], composite)
+    box = model.boxes(torch.relu(model.body(x)))[:, 0, 2].detach()
+    assert_closed(explanation.audit())
+    if composite in (AttnTaylor, Difference):  # whose rules carry relevance through a sigmoid
+        assert torch.allclose(explanation.output, box.sigmoid())
+        assert not explanation.note
+        return
+    assert torch.allclose(explanation.output, box)
+    assert explanation.note == 'The model ends in sigmoid of Boxes: what is explained is what enters it.'
+    alone = nn.Sequential(model.body, nn.ReLU(), model.boxes).eval()
+    same = explain(alone, x, lambda output: output[:, 0, 2], composite)
+    assert torch.allclose(explanation.relevance, same.relevance, atol=1e-12)
+    assert not explain(model, x, lambda output: output['logits'][:, 0, 1], composite).note
+    with pytest.raises(NoRelevance):
+        explain(model, x, lambda output: output['gone'], composite)
+
+
+@pytest.mark.parametrize('end', [
+    lambda z: z.sigmoid().squeeze(-1), lambda z: z.softmax(1)[:, 0], lambda z: z.softmax(1).unsqueeze(1)[:, 0],
+    lambda z: z.mT.softmax(0).mT, lambda z: (z.sigmoid().squeeze(-1), z.softmax(1))], ids=list('abcde'))
+def test_a_view_of_what_a_gate_has_made_too(end):
+    class Ends(nn.Linear):
+        def forward(self, x):
+            return end(super().forward(x))
+    model, x = Ends(4, 1).double().eval(), torch.rand(2, 4, dtype=torch.float64)
+    explanation = explain(model, x)
+    assert torch.allclose(explanation.output, nn.functional.linear(x, model.weight, model.bias)[:, 0].detach())
+    assert 'what enters it' in explanation.note
+    assert_closed(explanation.audit())
+
+
 @pytest.mark.parametrize('wrapped', [UserDict, MappingProxyType, dict])
 def test_what_a_tokenizer_or_a_processor_returns(wrapped):
     tokens, table = made(Tokens), made(Table)
@@ -257,6 +302,38 @@ def test_classes_have_names():
         explain(model, IDS, target='perhaps')
 
 
+def test_of_samples_padded_at_the_right_the_last_token_that_is_none_is_asked():
+    model = made(Tokens)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    given = {'input_ids': IDS, 'attention_mask': mask}
+    for target in (None, 2, seeds.contrast(), seeds.log_probability(1)):
+        padded = explain(model, given, target)
+        alone = explain(model, {'input_ids': IDS[1:, :2], 'attention_mask': mask[1:, :2]}, target)
+        assert torch.allclose(padded.output[1:], alone.output, rtol=1e-12)
+        assert torch.allclose(padded.relevance['input_ids'][1:, :2], alone.relevance['input_ids'], atol=1e-12)
+        assert not padded.relevance['input_ids'][1, 2:].any()
+        assert_closed(padded.audit())
+    last = explain(model, given, seeds.logit(2, position=-1))  # what is said is done
+    assert torch.equal(last.output, model(**given)['logits'][:, -1, 2].detach())
+
+
+def test_a_seed_takes_an_index_and_says_where_that_of_a_name_is():
+    with pytest.raises(TypeError, match=r"'yes' is a name: model.config.label2id"):
+        explain(made(Tokens), IDS, seeds.contrast('yes', 'no'))
+
+
+def test_a_class_has_a_probability():
+    model = made(Tokens)
+    explanation = explain(model, ENCODED, target=2)
+    expected = model(**ENCODED)['logits'][:, -1].softmax(-1)[:, 2].detach()
+    assert torch.allclose(explanation.probability.double(), expected, rtol=1e-6)
+    assert explanation.title(1) == f'2: {float(explanation.output[1]):.3g}, probability {float(expected[1]):.2g}'
+    model.config = type('Config', (), {'problem_type': 'multi_label_classification'})()
+    assert explain(model, ENCODED, target=2).probability is None
+    assert explain(model, ENCODED, target=seeds.contrast()).probability is None
+    assert explain(made(Table), (IDS[:, 0] % 5, NUMBERS)).probability is None
+
+
 # ---- what is wrong, and the advice -----------------------------------------------------------------------------------
 
 def test_training_mode_is_refused_and_eval_is_the_way():
@@ -290,6 +367,55 @@ def test_an_index_as_relevance_is_refused_and_a_seed_is_the_way():
     with Relevance(model, CPLRP(), select=seeds.logit(2)) as attributor:
         _, relevance = attributor(IDS)
     assert torch.equal(relevance, explain(model, IDS, target=2).relevance)
+
+
+@pytest.mark.parametrize(('inputs', 'target', 'error', 'message'), [
+    (NUMBERS.numpy(), None, TypeError, r'an array of NumPy: pass torch.as_tensor\(array\)'),
+    ([NUMBERS], None, TypeError, 'the input is a list: pass a tensor, a tuple'),
+    (NUMBERS.float(), None, ValueError,
+     r'are torch.float64, and its input is torch.float32: .*input.to\(torch.float64\)'),
+    (NUMBERS, torch.eye(3)[[0, 1]], ValueError, r'of one-hot rows their argmax\(1\)'),
+    (NUMBERS, torch.tensor([0., 1.]), ValueError, 'an integer for each sample'),
+])
+def test_mistakes_are_told_with_the_way(inputs, target, error, message):
+    model = nn.Linear(2, 3).double().eval()
+    with pytest.raises(error, match=message):
+        explain(model, inputs, target)
+    explain(model, NUMBERS, torch.eye(3)[[0, 1]].argmax(1))
+
+
+def test_a_function_is_no_model():
+    with pytest.raises(TypeError, match=r'the model is a .*function.*torch.nn.Module'):
+        explain(torch.relu, NUMBERS)
+
+
+@pytest.mark.parametrize('composite', ['cp_lrp', CPLRP])
+def test_attributors_and_audits_take_a_composite_by_name_and_by_class(composite):
+    model = made(Tokens)
+    with Relevance(model, composite, select=seeds.logit(2)) as attributor:
+        _, relevance = attributor(IDS)
+    with Relevance(model, CPLRP(), select=seeds.logit(2)) as attributor:
+        _, expected = attributor(IDS)
+    assert torch.equal(relevance, expected)
+    assert_closed(audit(model, composite, IDS, select=seeds.logit(2), wrt='input_ids'))
+    with pytest.raises(TypeError, match='None is no composite'):
+        audit(model, None, IDS)
+    with pytest.raises(ValueError, match="no composite 'lrp'; there are cp_lrp"):
+        Relevance(model, 'lrp')
+
+
+def test_a_class_of_composites_in_an_attributor_of_zennit():
+    with pytest.raises(TypeError, match=r'as in CPLRP\(\)'), Gradient(made(Tokens), CPLRP):
+        pass
+
+
+def test_a_model_in_training_mode_whose_dropout_is_on_is_told():
+    model = nn.Sequential(nn.Linear(2, 8), nn.Dropout(.5), nn.Linear(8, 2)).double().train()
+    with pytest.warns(UserWarning, match=r'training mode, in which 1 drops a share of 0.5.*model.eval\(\)'):
+        audit(model, CPLRP(), NUMBERS)
+    with pytest.warns(UserWarning, match='training mode'), Relevance(model, CPLRP()) as attributor:
+        attributor(NUMBERS)
+    audit(model.eval(), CPLRP(), NUMBERS)
 
 
 def test_integers_that_no_embedding_takes():
@@ -333,7 +459,7 @@ def test_texts_and_images_are_shown_and_saved(tmp_path):
     shown = text.show(tokens=['a', 'b', 'c', '<d>'])
     assert isinstance(shown, Text)
     assert shown.tokens == ['a', 'b', 'c', '<d>']
-    assert '&lt;d&gt;' in text.html(tokens=['a', 'b', 'c', '<d>'])
+    assert '&lt;d&gt;' in text.to_html(tokens=['a', 'b', 'c', '<d>'])
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3), nn.Softmax(-1)).double().eval()
     image = explain(model, torch.rand(2, 3, 4, 4, dtype=torch.float64))
     for name, explanation in (('text', text), ('image', image)):
@@ -371,6 +497,14 @@ class Words:
 ])
 def test_texts_of_tokens_have_their_spaces(marks, expected):
     assert token_texts(Words(marks), torch.arange(4)) == expected
+
+
+@pytest.mark.parametrize('marks', [['Ġa', None], ['a', None]])
+def test_an_id_without_a_token_is_shown_as_its_number(marks):
+    class Short(Words):
+        def decode(self, ids):
+            return '' if self.marks[ids[0]] is None else super().decode(ids)
+    assert token_texts(Short(marks), [0, 1])[1].strip() == '<1>'
 
 
 def test_what_is_shown_is_the_text_where_the_tokenizer_is_known():

@@ -9,7 +9,7 @@ from zennit_attn.heatmap import Text
 
 
 class Spans(HTMLParser):
-    '''Reads the tokens, colours and titles of the spans, and finds tags that should not be there.'''
+    '''Reads the tokens, colours and titles of the spans with a title, and finds tags that should not be there.'''
     def __init__(self, html):
         super().__init__()
         self.tags, self.texts, self.styles, self.inside = set(), [], [], False
@@ -17,7 +17,7 @@ class Spans(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
-        self.inside = tag == 'span'
+        self.inside = tag == 'span' and 'title' in dict(attrs)
         if self.inside:
             self.styles.append(dict(attrs))
             self.texts.append('')
@@ -55,8 +55,11 @@ def test_colours_of_tokens():
 
 def test_ansi_resets_every_token_and_carries_no_escape_of_a_token():
     plain = re.sub('\x1b\\[[0-9;]*m', '', Text(TOKENS, torch.ones(6), 'a title').ansi())
-    assert plain == 'a title\n' + ''.join(TOKENS).replace('\n', '\\n').replace('\x1b', '\\x1b')
-    assert Text(['a'], torch.tensor([-1.])).ansi() == '\x1b[48;2;0;0;255m\x1b[38;2;255;255;255ma\x1b[0m'
+    assert plain == 'a title\n-1       1\n' + ''.join(TOKENS).replace('\n', '\\n').replace('\x1b', '\\x1b')
+    scale, token = Text(['a'], torch.tensor([-1.])).ansi().splitlines()
+    assert token == '\x1b[48;2;0;0;255m\x1b[38;2;255;255;255ma\x1b[0m'
+    assert scale.startswith('-1 \x1b[48;2;0;0;255m')
+    assert scale.endswith('\x1b[0m 1')
 
 
 def test_methods_share_a_scale():
@@ -67,8 +70,24 @@ def test_methods_share_a_scale():
     assert all('background:#ff0000' in style['style'] for style in own)
 
 
+def test_the_scale_is_shown():
+    maps = {'one': torch.tensor([1.]), 'two': torch.tensor([-2.])}
+    for shared, scales in ((True, [2., 2.]), (False, [1., 2.])):
+        text = Text(['a'], maps, shared=shared)
+        assert re.findall(r'nowrap">-(\S+) <.*?</span> (\S+)</span>', text.html()) == [
+            (f'{scale:g}', f'{scale:g}') for scale in scales]
+        assert [label.get_text().split(', ')[1] for label in text.figure().axes[0].texts[::2]] == [
+            f'full colour at {scale:g}' for scale in scales]
+
+
+def test_lines_hold_each_token_and_its_numbers():
+    assert Text(['a', ' b\n'], torch.tensor([.5, -2.])).lines() == 'a\t0.5\n b\\n\t-2'
+    maps = {'one': torch.tensor([1.]), 'two': torch.tensor([1 / 3])}
+    assert Text(['\x1b[31m'], maps).lines() == 'token\tone\ttwo\n\\x1b[31m\t1\t0.333333'
+
+
 def letters(drawn):
-    return ''.join(text.get_text() for axis in drawn.axes for text in axis.texts)
+    return ''.join(text.get_text() for axis in drawn.axes for text in axis.texts[1:])
 
 
 @pytest.mark.parametrize('tokens', [['a'], [f' {index}' for index in range(700)], ['x' * 500], ['', 'a'], TOKENS])
@@ -78,14 +97,15 @@ def test_figures_of_texts_hold_every_letter_inside(tokens, tmp_path):
     expected = ''.join(token or ' ' for token in tokens).replace('\n', '\\n').replace('\x1b', '\\x1b')
     assert letters(drawn) == expected
     (left, right), (bottom, top) = drawn.axes[0].get_xlim(), drawn.axes[0].get_ylim()
-    places = [text.get_position() for text in drawn.axes[0].texts]
+    places = [text.get_position() for text in drawn.axes[0].texts[1:]]
     assert all(left < x < right and top < y < bottom for x, y in places)
     assert len(set(places)) == len(places)
 
 
 def test_figures_name_their_methods():
     drawn = Text(['a'], {'one': torch.ones(1), 'two': torch.zeros(1)}, 'a title', {'one': 'unaccounted 0'}).figure()
-    assert [text.get_text() for text in drawn.axes[0].texts] == ['one, unaccounted 0', 'a', 'two', 'a']
+    assert [text.get_text() for text in drawn.axes[0].texts] == [
+        'one, unaccounted 0, full colour at 1', 'a', 'two, full colour at 1', 'a']
     assert drawn.get_suptitle() == 'a title'
 
 

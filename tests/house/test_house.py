@@ -26,8 +26,8 @@ FLOORS = {
     'canonizers': 4, 'rules': 4, 'plain': 4, 'sources': 4, 'seeds': 4,
     'engine': 3,
     'propagation': 2, 'layers': 2,
-    'operators': 1, 'attention': 1,
-    'kernels': 0, 'trees': 0, 'errors': 0, 'observer': 0,
+    'operators': 1, 'attention': 1, 'inputs': 1,
+    'pictures': 0, 'kernels': 0, 'trees': 0, 'errors': 0, 'observer': 0,
 }
 PUBLIC = '''
     attribution canonizers composites conservation errors evaluation heatmap layers references rules seeds testing

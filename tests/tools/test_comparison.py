@@ -13,6 +13,9 @@ from zennit_attn.errors import ChangedForward
 from zennit_attn.heatmap import relevance_at
 from zennit_attn.plain import PlainForward
 
+# Dropout is what draws random numbers here.
+pytestmark = pytest.mark.filterwarnings('ignore:Model is in training mode')
+
 
 class Model(nn.Module):
     '''A token model, or one of vectors; code of a test is its forward.'''

@@ -48,9 +48,16 @@ def built(name):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = getattr(package, kind)(getattr(package, f'{config}Config')(**settings))
+    return perturbed(model), *question
+
+
+def perturbed(model):
+    '''A model with biases that are not zero, in double precision.'''
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
         for parameter in model.parameters():
             parameter.data += .05 * torch.randn_like(parameter)
-    return model.double().eval(), *question
+    return model.double().eval()
 
 
 @pytest.mark.parametrize('name', KINDS)

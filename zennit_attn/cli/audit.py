@@ -84,9 +84,9 @@ def _case(options):
     if options.inputs is None or not inputs.carries(given := _inputs(options.inputs, loaded, options)):
         embedding = inputs.embedding_of(loaded.model, options.embedding)
         if options.text is not None:
-            given = inputs.tokens(options.text, loaded, options, embedding[1])[0]
+            given = inputs.with_decoder(inputs.tokens(options.text, loaded, options, embedding[1])[0], loaded.model)
         elif options.tokens is not None:
-            given = inputs.random_tokens(options.tokens, embedding[1], options)
+            given = inputs.with_decoder(inputs.random_tokens(options.tokens, embedding[1], options), loaded.model)
         return Case(loaded, given, embedding, options)
     embedding = inputs.embedding_of(loaded.model, options.embedding) if options.embedding else None
     return Case(loaded, given, embedding, options)

@@ -1,15 +1,18 @@
 '''A case: a model, an input and a target, ready to be explained.'''
+import re
 from dataclasses import dataclass
 
 import torch
 from zennit.composites import COMPOSITES
 
-from ..attribution import call_model, flat
+from ..attribution import call_model
 from ..canonizers import AttentionCanonizer
-from ..composites import AttentionComposite
+from ..composites import AttentionComposite, Difference
 from ..conservation import audit
+from ..explanation import explain
 from ..recommendation import recommended
-from ..trees import rebuilt, tensors_of
+from ..sources import resolve
+from ..trees import rebuilt
 from . import inputs, targets
 from .models import Loaded, load
 from .usage import UsageError, blaming
@@ -38,6 +41,9 @@ class Case:
     options: object
     places: list = None
     output: torch.Tensor = None
+    against: list = None
+    recommended: str = ''
+    settings: dict = None
 
     def __post_init__(self):
         dtype = getattr(torch, self.options.dtype)
@@ -56,12 +62,37 @@ class Case:
             raise UsageError('the output of the model is infinite or not a number: there is nothing to explain (try '
                              '--dtype float64, or look at the checkpoint)')
         default = 'last' if self.embedding is not None and self.output.ndim == 3 else 'max'
-        self.places = targets.indices(self.options.target or default, self.output)
+        target = self.options.target or default
+        if isinstance(target, str) and target not in ('max', 'last', 'all'):
+            target = self._place_of(target)
+        self.places = targets.indices(target, self.output)
+        if self.options.contrast is not None:
+            self.against = targets.others(self._other(), self.places, self.output)
+
+    def _place_of(self, name):
+        shape = self.output.shape[1:]
+        index = self._index_of(name)
+        if len(shape) > 2 or not shape or index >= shape[-1]:
+            raise UsageError(f'target {name!r} is class {index}, and the output has shape {tuple(self.output.shape)}: '
+                             'give indices after the batch')
+        return (index,) if len(shape) == 1 else (shape[0] - 1, index)
+
+    def _index_of(self, name):
+        return targets.index_of(name, self.loaded.labels, self.loaded.tokenizer if self.output.ndim == 3 else None)
+
+    def _other(self):
+        given = self.options.contrast
+        if not given:
+            return None
+        index = int(given) if re.fullmatch(r'-?\d+', given) else self._index_of(given)
+        if not -self.output.shape[-1] <= index < self.output.shape[-1]:
+            raise UsageError(f'--contrast {given} is out of range: the output has shape {tuple(self.output.shape)}')
+        return index
 
     @property
     def target(self):
         '''The target in words.'''
-        return targets.describe(self.places, self.loaded.labels)
+        return targets.describe(self.places, self.loaded.labels, self.against)
 
     @property
     def tolerance(self):
@@ -70,32 +101,42 @@ class Case:
         return _TOLERANCES.get(self.options.dtype, .1) if given is None else given
 
     def _arguments(self):
-        return {'embedding': self.embedding and self.embedding[1], 'select': targets.select(self.options.part)}
+        select = targets.select(self.options.part)
+        if isinstance(self.input, dict) and self.embedding is not None:  # of several ids, each by its own name
+            return {'wrt': resolve(self.loaded.model, self.input), 'select': select}
+        return {'embedding': self.embedding and self.embedding[1], 'select': select}
 
     def named(self, name):
         '''Return the name of a composite, in the place of ``recommended`` that of the one which is.'''
         if name != 'recommended':
             return name
-        chosen = recommended(self.loaded.model, tokens=self.embedding is not None)
-        return next(key for key, cls in COMPOSITES.items() if cls is type(chosen))
+        chosen = recommended(self.loaded.model, self.loaded.tokenizer, self.embedding is not None)
+        self.recommended = name_of(chosen)
+        # A reference that is recommended can not be said by a name alone.
+        self.settings = {'reference': chosen.secant.reference} if isinstance(chosen, Difference) else {}
+        return self.recommended
 
     def audit(self, name, unknown=None):
         '''Measure where all relevance goes under a composite.'''
         composite = self.composite(name, unknown or self.options.unknown)
-        return audit(self.loaded.model, composite, self.input, targets.relevance_of(self.places), **self._arguments())
+        return audit(self.loaded.model, composite, self.input, targets.relevance_of(self.places, self.against),
+                     **self._arguments())
 
-    def relevance(self, name):
-        '''Return the relevance of the input, or of the embedding's output.'''
-        composite = self.composite(name, self.options.unknown)
-        input = rebuilt(self.input, lambda tensor: tensor.clone().requires_grad_(tensor.is_floating_point()))
-        with composite.context(self.loaded.model), torch.enable_grad():
-            output, leaves = call_model(self.loaded.model, input, **self._arguments())
-            sources = flat(leaves) or [tensor for tensor in tensors_of(input) if tensor.requires_grad]
-            return torch.autograd.grad(output, sources, targets.relevance_of(self.places)(output))[0].detach()
+    def explanation(self, name):
+        '''Explain under a composite.
+
+        Returns
+        -------
+        :py:class:`~zennit_attn.explanation.Explanation`
+            Of the input, or of the embedding's output.
+        '''
+        wrt = self.embedding and self.embedding[1] if not isinstance(self.input, dict) else None
+        return explain(self.loaded.model, self.input, targets.asked(self.places, self.against),
+                       self.composite(name, self.options.unknown), targets.select(self.options.part), wrt)
 
     def composite(self, name, unknown):
         '''Return a composite by its name, with the canonizer that lets it work on attention.'''
-        settings = dict(self.options.composite_settings)
+        settings = {**(self.settings if name == self.recommended else {}), **dict(self.options.composite_settings)}
         with blaming(f'composite {name} can not be made of {settings}; it may need --composite-set NAME=VALUE'):
             ours = issubclass(COMPOSITES[name], AttentionComposite) and 'stabilizer' in settings
             shared = {'stabilizer': settings['stabilizer']} if ours else {}
@@ -107,6 +148,11 @@ class Case:
             return True
         closed = ledger.unaccounted.abs() <= self.tolerance * ledger.output.abs()
         return not bool(closed.all())
+
+
+def name_of(composite):
+    '''Return the name of a composite.'''
+    return next(key for key, cls in COMPOSITES.items() if cls is type(composite))
 
 
 def model_of(options):

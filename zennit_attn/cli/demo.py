@@ -4,10 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from ..demo import DEMOS
 from ..demo.explain import ledgers, relevance_maps, rows, spread
 from ..heatmap import figure, positive_share
+from ..pictures import to_picture
 from .progress import Progress
 
 #: Held-out scenes over which the share of relevance on the object is averaged.
@@ -65,12 +67,20 @@ def run(arguments):
         _picture(arguments.picture)
         return 0
     _make_folder(arguments.output)
+    _save_scene(arguments.output / 'scene.png')
     names = arguments.models or list(DEMOS)
     with Progress(len(names)) as progress:
         for name in names:
             progress.step(name)
             _explain(DEMOS[name], arguments.samples, arguments.output / f'{name}.png', progress)
     return 0
+
+
+def _save_scene(path):
+    '''A scene as a picture, for ``zennit-attn heatmap demo:vit --image``.'''
+    demo = DEMOS['vit']
+    scene = to_picture((demo.held_out(1).images[0] - demo.limits[0]) / (demo.limits[1] - demo.limits[0]))[0]
+    Image.fromarray((255. * scene).round().astype('uint8')).save(path)
 
 
 def _explain(demo, count, path, progress):

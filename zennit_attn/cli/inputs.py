@@ -1,12 +1,17 @@
 '''Inputs: random ones of a shape, tensors and arrays from files, images and texts.'''
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..generation import decoder_start
 from ..heatmap.tokens import token_texts
+from ..inputs import encoded
+from ..pictures import normalization_of, to_picture, upright
+from ..sources import takes
 from ..trees import rebuilt, tensors_of
 from .models import load_tokenizer
 from .usage import UsageError, blaming, unknown_name
@@ -24,7 +29,7 @@ def read(text, loaded, options):
         raise UsageError(f'{text!r} is neither a shape such as 1x3x224x224 nor a file')
     if path.suffix.lower() in _TENSORS:
         return _tensors(path)
-    return normalized(image(path, loaded, options), loaded, options)[None]
+    return pixels(path, loaded, options)[0]
 
 
 def _shape(text):
@@ -50,19 +55,46 @@ def _tensors(path):
     return tuple(tree) if isinstance(tree, list) else tree
 
 
-def image(path, loaded, options):
-    '''Return an image between 0 and 1, of shape (channels, height, width), in the size of the model.'''
+def pixels(path, loaded, options):
+    '''Read an image.
+
+    Where the model's library says how, it is resized, cropped and normalized by the library; else, and where options
+    say how, it is cropped to the shape of the model's images.
+
+    Returns
+    -------
+    input: :py:class:`torch.Tensor` or dict
+        What the model takes, of a batch of 1.
+    picture: :py:class:`torch.Tensor`
+        What it sees of the image, between 0 and 1, of shape (channels, height, width).
+    '''
+    picture = _opened(path)
+    if loaded.processor is not None and not (options.size or options.grey or options.normalize):
+        with blaming(f'{path} can not be made an input of the model as its library does it'):
+            given = dict(found) if isinstance(found := encoded(picture, processor=loaded.processor), Mapping) else found
+        tensor = given['pixel_values'] if isinstance(given, dict) else given
+        seen = to_picture(tensor[:1], *(normalization_of(loaded.processor) or (loaded.mean, loaded.std)))[0]
+        return tensor if isinstance(given, dict) and len(given) == 1 else given, torch.tensor(seen).permute(2, 0, 1)
+    seen = _resized(picture, loaded, options)
+    return normalized(seen, loaded, options)[None], seen
+
+
+def _opened(path):
     path = Path(path)
     if not path.is_file():
         raise UsageError(f'there is no image {path}')
     try:
         with Image.open(path) as picture:
-            picture = picture.convert('L' if options.grey or _channels(loaded.model) == 1 else 'RGB')
+            return upright(picture)
     except (UnidentifiedImageError, OSError) as error:
         raise UsageError(f'{path} is no image that can be read') from error
+
+
+def _resized(picture, loaded, options):
+    picture = picture.convert('L' if options.grey or _channels(loaded.model) == 1 else 'RGB')
     size = options.size or loaded.size
     if size is not None:
-        picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+        picture = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.BICUBIC)
     array = np.asarray(picture, dtype=np.float64) / 255.
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
 
@@ -84,7 +116,7 @@ def normalized(image, loaded, options):
 def tokens(text, loaded, options, embedding):
     '''Return the token ids of a text, and the tokens as they are shown.'''
     tokenizer = loaded.tokenizer if options.tokenizer is None else _tokenizer(options.tokenizer)
-    if not text:
+    if not text.strip():
         raise UsageError('the text is empty')
     if tokenizer is None:
         return _bytes(text, embedding)
@@ -95,7 +127,24 @@ def tokens(text, loaded, options, embedding):
     if words and all(index == tokenizer.unk_token_id for index in words):
         raise UsageError(f'the tokenizer knows nothing of {text!r} (its vocabulary has {len(tokenizer)} entries): was '
                          'it saved with the model? Pass --tokenizer FOLDER')
+    _fits(len(ids), loaded.model)
     return torch.tensor([ids]), token_texts(tokenizer, ids)
+
+
+def with_decoder(ids, model):
+    '''Return what a model takes for token ids: the start of what it says too, if it has a decoder beside an encoder.'''
+    encodes = getattr(getattr(model, 'config', None), 'is_encoder_decoder', False)
+    if not encodes or not takes(model, 'decoder_input_ids'):
+        return ids
+    if not (getattr(model, 'can_generate', None) and model.can_generate()):
+        return ids
+    return {'input_ids': ids, 'attention_mask': torch.ones_like(ids), 'decoder_input_ids': decoder_start(model, ids)}
+
+
+def _fits(count, model):
+    most = getattr(getattr(model, 'config', None), 'max_position_embeddings', None)
+    if isinstance(most, int) and 0 < most < count:
+        raise UsageError(f'the text has {count} tokens, and the model takes {most}: pass a shorter one')
 
 
 def _tokenizer(name):
@@ -125,7 +174,10 @@ def embedding_of(model, name=None):
         if name not in modules:
             raise unknown_name('module', name, embeddings or modules)
         return name, modules[name]
-    own = model.get_input_embeddings() if hasattr(model, 'get_input_embeddings') else None
+    try:
+        own = model.get_input_embeddings() if hasattr(model, 'get_input_embeddings') else None
+    except (AttributeError, NotImplementedError):
+        own = None
     found = [(key, module) for key, module in embeddings.items() if own is None or module is own]
     if len(found) != 1:
         there = ', '.join(embeddings) or 'none'

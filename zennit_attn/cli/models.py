@@ -2,6 +2,7 @@
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..pictures import normalization_of
 from .usage import UsageError, blaming, unknown_name
 
 #: Keys under which checkpoints of training scripts hold the weights.
@@ -33,6 +35,8 @@ class Loaded:
         Names of the classes.
     tokenizer: object or None
         What turns texts into token ids.
+    processor: object or None
+        What the model's library makes its input of images with: see :py:func:`~zennit_attn.inputs.encoded`.
     '''
     model: torch.nn.Module
     weights: str
@@ -41,6 +45,7 @@ class Loaded:
     std: tuple = (1.,)
     labels: dict = field(default_factory=dict)
     tokenizer: object = None
+    processor: object = None
 
 
 def load(spec, checkpoint=None, pretrained=False, settings=(), seed=0):
@@ -49,7 +54,7 @@ def load(spec, checkpoint=None, pretrained=False, settings=(), seed=0):
     Parameters
     ----------
     spec: str
-        ``torchvision:NAME``, ``timm:NAME``, ``transformers:FOLDER``, ``package.module:callable`` or
+        ``demo:NAME``, ``torchvision:NAME``, ``timm:NAME``, ``transformers:FOLDER``, ``package.module:callable`` or
         ``file.py:callable``.
     checkpoint: path, optional
         File with a state dict.
@@ -66,7 +71,7 @@ def load(spec, checkpoint=None, pretrained=False, settings=(), seed=0):
     '''
     origin, colon, name = spec.rpartition(':')
     if not colon or not name or not origin:
-        raise UsageError(f'{spec!r} names no model: write torchvision:NAME, timm:NAME, transformers:FOLDER, '
+        raise UsageError(f'{spec!r} names no model: write demo:NAME, torchvision:NAME, timm:NAME, transformers:FOLDER, '
                          'package.module:callable or path/to/file.py:callable')
     os.environ.setdefault('HF_HUB_OFFLINE', '1')  # whatever a library tries to fetch
     torch.manual_seed(seed)
@@ -139,14 +144,19 @@ def _torchvision(name, settings, pretrained):
     with blaming(f'torchvision model {name}'):
         model = models.get_model(name, weights=None, **settings)
     weights = models.get_model_weights(name).DEFAULT
+    transforms = weights.transforms()
     if pretrained:
         path = Path(torch.hub.get_dir(), 'checkpoints', Path(weights.url).name)
         if not path.is_file():
             raise UsageError(f'the pretrained weights of {name} are not in the local cache ({path}), and nothing is '
                              'downloaded: put them there, or use --checkpoint')
         load_checkpoint(model, path)
-    return Loaded(model, _random(pretrained, f'{weights} from the local cache'), **_vision(weights.transforms()),
-                  labels=dict(enumerate(weights.meta.get('categories', ()))))
+    vision = _vision(transforms)
+    own = getattr(model, 'image_size', None)  # of a transformer, which settings may have changed
+    fits = own is None or (own, own) == vision['size']
+    vision['size'] = vision['size'] if fits else (own, own)
+    return Loaded(model, _random(pretrained, f'{weights} from the local cache'), **vision,
+                  labels=dict(enumerate(weights.meta.get('categories', ()))), processor=transforms if fits else None)
 
 
 def _vision(transforms):
@@ -166,8 +176,10 @@ def _timm(name, settings, pretrained):
     config = model.pretrained_cfg
     size = config.get('input_size', (3, 224, 224))[1:]
     size = getattr(getattr(model, 'patch_embed', None), 'img_size', None) or size
+    data = {**timm.data.resolve_model_data_config(model), 'input_size': (3, *size)}
     return Loaded(model, _random(pretrained, f'timm {name} from the local cache'), size=tuple(size),
-                  mean=tuple(config.get('mean', (0.,))), std=tuple(config.get('std', (1.,))))
+                  mean=tuple(config.get('mean', (0.,))), std=tuple(config.get('std', (1.,))),
+                  processor=timm.data.create_transform(**data, is_training=False))
 
 
 def _cached_timm(timm, name):
@@ -218,10 +230,11 @@ def _hugging_face(config, processor):
     size = getattr(config, 'image_size', None)
     size = (size, size) if isinstance(size, int) else tuple(size) if size else None
     labels = {int(index): label for index, label in (config.id2label or {}).items()}
-    vision = {name: tuple(getattr(processor, f'image_{name}')) for name in ('mean', 'std')} if processor else {}
-    if size and not processor:
-        vision = {'mean': (.5,), 'std': (.5,)}
-    return {'size': size, 'labels': labels, **vision}
+    if any(re.fullmatch(r'LABEL_\d+', str(label)) for label in labels.values()):
+        labels = {}  # what the library fills in where nobody named the classes
+    found = processor and normalization_of(processor)
+    mean, std = found or ((.5,), (.5,)) if size else ((0.,), (1.,))
+    return {'size': size, 'labels': labels, 'mean': mean, 'std': std, 'processor': processor}
 
 
 def load_tokenizer(name, missing_ok=False):
@@ -233,6 +246,18 @@ def load_tokenizer(name, missing_ok=False):
         if missing_ok:
             return None
         raise UsageError(f'transformers finds no tokenizer in {name!r}, and nothing is downloaded') from error
+
+
+def _demo(name, settings, pretrained):
+    from ..demo import DEMOS
+    if name not in DEMOS:
+        raise unknown_name('model of the demo', name, DEMOS)
+    if settings:
+        raise UsageError('a model of the demo is as it was trained: it takes no --set')
+    demo = DEMOS[name]
+    black, white = demo.limits  # normalized so that these are black and white
+    return Loaded(demo.load(), 'as the demo has trained them', size=tuple(demo.held_out(1).images.shape[-2:]),
+                  mean=(-black / (white - black),), std=(1. / (white - black),), labels=dict(enumerate(demo.classes)))
 
 
 def _own(origin, name, settings, pretrained):
@@ -289,4 +314,4 @@ def _attribute(module, name, origin):
     return value
 
 
-_LIBRARIES = {'torchvision': _torchvision, 'timm': _timm, 'transformers': _transformers}
+_LIBRARIES = {'demo': _demo, 'torchvision': _torchvision, 'timm': _timm, 'transformers': _transformers}

@@ -11,6 +11,7 @@ from .usage import parse_setting, parse_size
 DTYPES = ('float64', 'float32', 'float16', 'bfloat16')
 MODELS = '''\
 MODEL is one of
+  demo:NAME                 a small trained one that comes along: vit, linear_attention, performer, ...
   torchvision:NAME          e.g. torchvision:vit_b_16
   timm:NAME                 e.g. timm:vit_tiny_patch16_224
   transformers:FOLDER       a folder of save_pretrained, a name in the local cache, or a type, e.g. transformers:gpt2
@@ -41,7 +42,8 @@ def add_model(parser):
 
 def add_input(parser, group):
     '''Add the options that say how inputs are read.'''
-    group.add_argument('--size', type=parse_size, metavar='H[xW]', help="size of images (default: the model's)")
+    group.add_argument('--size', type=parse_size, metavar='H[xW]',
+                       help="crop and resize images to this (default: as the model's library does it)")
     group.add_argument('--grey', action='store_true', help='read images with one channel')
     group.add_argument('--normalize', type=_normalization, metavar='MEAN,STD',
                        help="normalize images otherwise than the model's library says, e.g. 0.5,0.5 or 0,1 for none")
@@ -70,8 +72,11 @@ def add_explanation(parser, several=False):
     group.add_argument('--composite-set', type=parse_setting, action='append', default=[], metavar='NAME=VALUE',
                        dest='composite_settings', help='argument of the composite, e.g. linear_gamma=0.05')
     group.add_argument('-t', '--target', type=parse_target, metavar='TARGET',
-                       help='max: the highest output; last: the highest of the last token; all: all of the output; or '
-                            'indices after the batch, e.g. 207 or --target=-1,464 (default: max, for texts last)')
+                       help='max: the highest output; last: the highest of the last token; all: all of the output; '
+                            'indices after the batch, e.g. 207 or --target=-1,464; the name of a class, or for a '
+                            'language model the text of a token (default: max, for texts last)')
+    group.add_argument('--contrast', nargs='?', const='', metavar='CLASS',
+                       help='explain the target less another one: CLASS, an index or a name, or the runner-up')
     group.add_argument('--output', metavar='PART', dest='part',
                        help='attribute, key or index of the output that is explained (default: the tensor, or its '
                             'logits)')

@@ -9,12 +9,12 @@ from .usage import UsageError
 
 
 def parse_target(text):
-    '''Parse ``max``, ``last``, ``all`` or indices such as ``-1,464``.'''
-    if text in ('max', 'last', 'all'):
-        return text
+    '''Parse ``max``, ``last``, ``all``, indices such as ``-1,464``, or the name of a class.'''
+    if re.fullmatch(r'[-\d, ]*', text) and not re.fullmatch(r'-?\d+(,-?\d+)*', text):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a target: max, last, all, indices such as 3 or -1,464 '
+                                         '(write --target=-1,464), or the name of a class')
     if not re.fullmatch(r'-?\d+(,-?\d+)*', text):
-        raise argparse.ArgumentTypeError(f'{text!r} is not a target: max, last, all, or indices such as 3 or -1,464 '
-                                         '(write --target=-1,464)')
+        return text
     return tuple(int(part) for part in text.split(','))
 
 
@@ -44,6 +44,22 @@ def _part(output, name):
         there = list(range(len(output)))
     raise UsageError(f'the output, a {type(output).__name__}, has no part {name!r}; it has '
                      f'{", ".join(map(str, there[:8]))}')
+
+
+def index_of(name, labels, tokenizer=None):
+    '''Return the index of a class by its name, or of a token by its text.'''
+    found = [index for index, label in labels.items() if str(label).lower() == name.lower()]
+    if len(found) == 1:
+        return found[0]
+    if tokenizer is not None and not labels:
+        ids = tokenizer(name, add_special_tokens=False)['input_ids']
+        if len(ids) != 1:
+            raise UsageError(f'target {name!r} is {len(ids)} tokens, and not one: the first is '
+                             f'{tokenizer.decode(ids[:1])!r}')
+        return ids[0]
+    there = ', '.join(map(str, list(labels.values())[:8])) + ', ...' * (len(labels) > 8)
+    raise UsageError(f'there is no target {name!r}: write max, last, all, or indices such as 3 or -1,464'
+                     + (f', or the name of a class: {there}' if labels else '; the model names no classes'))
 
 
 def indices(target, output):
@@ -80,23 +96,56 @@ def _unravel(index, shape):
     return tuple(int(part) for part in torch.unravel_index(torch.tensor(index), tuple(shape)))
 
 
-def relevance_of(places):
-    '''Return the function of the output that keeps the target of each sample.'''
+def others(target, places, output):
+    '''Return what each sample's target is explained against: the runner-up, or a class by its index.'''
+    if places is None:
+        raise UsageError('--contrast needs a target of one number, and not all of the output')
+    if not all(places) or output.shape[-1] < 2:
+        raise UsageError(f'--contrast needs an output of several classes, and not one of shape {tuple(output.shape)}')
+    found = []
+    for sample, place in zip(output.detach(), places, strict=True):
+        row = sample[place[:-1]].clone()
+        row[place[-1]] = -torch.inf
+        found.append((*place[:-1], int(row.argmax()) if target is None else target % len(row)))
+    if found == places:
+        raise UsageError('--contrast names the target itself')
+    return found
+
+
+def relevance_of(places, against=None):
+    '''Return the function of the output that keeps the target of each sample, and takes away what it is against.'''
     def keep(output):
         if places is None:
             return output
         kept = torch.zeros_like(output)
-        for sample, place in enumerate(places):
-            kept[(sample, *place)] = output.detach()[(sample, *place)]
+        for sign, chosen in ((1, places), (-1, against or ())):
+            for sample, place in enumerate(chosen):
+                kept[(sample, *place)] = sign * output.detach()[(sample, *place)]
         return kept
     return keep
 
 
-def describe(places, labels):
+def asked(places, against=None):
+    '''Return the function of the output that returns the target of each sample, less what it is against.'''
+    def ask(output):
+        if places is None:
+            return output.reshape(len(output), -1).sum(1)
+        numbers = torch.stack([output[(sample, *place)] for sample, place in enumerate(places)])
+        if against is None:
+            return numbers
+        return numbers - torch.stack([output[(sample, *place)] for sample, place in enumerate(against)])
+    return ask
+
+
+def describe(places, labels, against=None):
     '''Write the targets, with the names of the classes if they are known.'''
     if places is None:
         return 'all of the output'
     if not all(places):
         return 'the only number of each sample'
-    words = [f'{labels[place[-1]]} ({_write(place)})' if place[-1] in labels else _write(place) for place in places]
+    def name(place):
+        return f'{labels[place[-1]]} ({_write(place)})' if place[-1] in labels else _write(place)
+    words = [name(place) for place in places]
+    if against is not None:
+        words = [f'{word} and not {name(other)}' for word, other in zip(words, against, strict=True)]
     return '; '.join(words[:3]) + ('; ...' if len(words) > 3 else '')

@@ -54,6 +54,13 @@ def parse_size(text):
     return int(parts[0]), int(parts[-1])
 
 
+def parse_count(text):
+    '''Parse a number of 1 or more.'''
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number of 1 or more')
+    return int(text)
+
+
 def writable(path, suffixes):
     '''Return a path to write to, whose folder exists from now on.'''
     path = Path(path)

@@ -5,6 +5,7 @@ import torch
 
 from ..attribution import call_model, flat, output_relevance, plain_forward
 from ..canonizers.attention import engine_of
+from ..composites import as_composite
 from ..errors import NoRelevance
 from ..sources import resolve
 from ..trees import gathered, substitute, tensors_in
@@ -19,8 +20,8 @@ def audit(model, composite, input, attr_output=None, embedding=None, select=None
     ----------
     model: :py:class:`torch.nn.Module`
         The model.
-    composite: :py:class:`zennit.core.Composite`
-        Any composite of Zennit or of this package.
+    composite: :py:class:`zennit.core.Composite`, type or str
+        Any composite of Zennit or of this package, its class, or its name.
     input: :py:class:`torch.Tensor`, tuple or mapping
         Input of the model, of shape [batch, ...], or its positional or keyword arguments. Those that are floating point
         are explained.
@@ -51,6 +52,7 @@ def audit(model, composite, input, attr_output=None, embedding=None, select=None
     TypeError, ValueError
         If the model's output is not a tensor, or `attr_output` has not its shape.
     '''
+    composite = as_composite(composite)
     input = substitute(dict(input) if isinstance(input, Mapping) else input, lambda tensor: tensor.detach().clone())
     if wrt is not None:
         chosen = resolve(model, input, wrt)

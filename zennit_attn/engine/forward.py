@@ -106,10 +106,11 @@ class Forward:
         self.parted = False
         self.attentive = False
         self.ends = engine.selects
+        self._every_end = engine.selects_of_every_end
         self.rounded: list = []
         self.refusal: UntrackedTensor | None = None
         self.last_gate: tuple | None = None
-        self._last_end: tuple | None = None
+        self._ends: list = []
         self.without_grad: tuple | None = None
 
     def _references(self) -> References | None:
@@ -160,15 +161,27 @@ class Forward:
             self.constants.note_gate(call, output, copy)
 
     def note_end(self, call: Call, output: Any) -> None:
-        '''Remember what enters a softmax or a gate, in which the model may end.'''
+        '''Remember what enters a softmax or a gate, in which the model may end: the last one, or if asked for all.'''
         if isinstance(output, torch.Tensor) and len(call.operands) == 1:
             words = f'{call.operator.name} of {self.location.name_of(self.location.running_module()) or "the model"}'
-            self._last_end = ref(output), call.operands[0], words
+            if not self._every_end:
+                self._ends.clear()
+            self._ends.append((ref(output), call.operands[0], words))
 
     def entered(self, output: torch.Tensor) -> tuple[torch.Tensor, str] | None:
-        '''Return what enters the softmax or the gate that an output is the result of, and its name; or None.'''
-        end = self._last_end
-        return end[1:] if end is not None and end[0]() is output and end[1].shape == output.shape else None
+        '''Return what enters the softmax or the gate that an output is the result or a view of, and its name.'''
+        for made, operand, words in reversed(self._ends):
+            end = made()
+            if end is None or end.shape != operand.shape:
+                continue
+            if end is output:
+                return operand, words
+            if output.dtype == end.dtype and end.is_contiguous() and (
+                    output.untyped_storage().data_ptr() == end.untyped_storage().data_ptr()):
+                places = torch.arange(end.numel(), device=end.device).as_strided(
+                    output.shape, output.stride(), output.storage_offset() - end.storage_offset())
+                return operand.reshape(-1)[places], words
+        return None
 
     def note_without_grad(self, call: Call) -> None:
         '''Remember the first operator since the last gate that ran without gradients, to name it likewise.'''

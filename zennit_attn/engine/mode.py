@@ -110,6 +110,11 @@ class Engine(TorchFunctionMode):
         '''Whether a function of what the root returns is explained.'''
         return self._select is not None
 
+    @property
+    def selects_of_every_end(self):
+        '''Whether what is explained may be what entered any of the gates.'''
+        return getattr(self._select, 'of_every_end', False)
+
     @contextmanager
     def selecting(self, select):
         '''Explain a function of what the root returns, which runs as a part of its forward.'''

@@ -8,6 +8,7 @@ from .ledger import ledger_figure, ledger_shares
 from .patches import Patches, patch_figure, patch_relevance, token_patches
 from .pixels import Heatmap, Row, figure, pixel_image, pixel_relevance, positive_share
 from .sequences import head_relevance, layer_relevance, sequence_figure
+from .showing import show
 from .titles import title
 from .tokens import Text, token_texts
 
@@ -30,6 +31,7 @@ __all__ = [
     'positive_share',
     'relevance_at',
     'sequence_figure',
+    'show',
     'title',
     'token_patches',
     'token_texts',

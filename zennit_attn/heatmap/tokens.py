@@ -31,13 +31,17 @@ def token_texts(tokenizer, ids):
     >>> Text(token_texts(tokenizer, input_ids[0]), relevance[0].sum(-1))
     '''
     ids = [int(index) for index in ids]
-    marks = tokenizer.convert_ids_to_tokens(ids)
+    # A model may say an id for which its tokenizer has no token, where its vocabulary was rounded up.
+    marks = [mark or f'<{index}>' for mark, index in zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True)]
     if not any(mark.startswith(('Ġ', '▁')) for mark in marks):
         return [mark.removeprefix('##') if mark.startswith('##') else ' ' * bool(index) + mark
                 for index, mark in enumerate(marks)]
-    pieces = [tokenizer.decode([index]) for index in ids]
-    return [' ' * (mark.startswith(('Ġ', '▁')) and not piece.startswith(' ')) + piece
-            for mark, piece in zip(marks, pieces, strict=True)]
+    return [_with_space(mark, tokenizer.decode([index]), f'<{index}>') for mark, index in zip(marks, ids, strict=True)]
+
+
+def _with_space(mark, piece, unknown):
+    piece = piece or unknown * (mark == unknown)
+    return ' ' * (mark.startswith(('Ġ', '▁')) and not piece.startswith(' ')) + piece
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,11 @@ class Text:
         return by_method(self.relevance)
 
     def _colours(self):
-        '''Return the name, the relevance and the colours of each method.'''
+        '''Return the name, the relevance, the colours and the scale of each method.'''
         arrays = {name: to_array(item) for name, item in self._maps.items()}
         for name, array in arrays.items():
             limit = limit_of(list(arrays.values()) if self.shared else [array])
-            yield name, array, colorize(array, limit, self.cmap)
+            yield name, array, colorize(array, limit, self.cmap), limit
 
     def html(self):
         '''Return the text as HTML. Whatever is in the tokens is shown and not interpreted.
@@ -92,15 +96,35 @@ class Text:
         str
         '''
         parts = [f'<div><b>{escape(self.title)}</b></div>'] if self.title else []
-        for name, array, colours in self._colours():
-            label = _label(name, self.captions)
-            parts += [f'<div style="margin-top:.5em;color:#666;font-size:85%">{escape(label)}</div>'] if label else []
+        for name, array, colours, limit in self._colours():
+            label = escape(_label(name, self.captions))
+            parts.append(f'<div style="margin-top:.5em;color:#666;font-size:85%">{label} {self._legend(limit)}</div>')
             spans = ''.join(map(_span, self.tokens, array, colours))
             parts.append(f'<div style="font-family:monospace;line-height:1.9;white-space:pre-wrap">{spans}</div>')
         return f'<div style="background:#fff;color:#000;padding:.5em">{"".join(parts)}</div>'
 
+    def _legend(self, limit):
+        steps = ','.join(_hex(colour) for colour in colorize([-1., -.5, 0., .5, 1.], 1., self.cmap))
+        return (f'<span style="white-space:nowrap">{-limit:.3g} <span style="display:inline-block;width:6em;'
+                f'height:.8em;vertical-align:middle;background:linear-gradient(90deg,{steps})"></span> {limit:.3g}'
+                '</span>')
+
     def _repr_html_(self):
         return self.html()
+
+    def lines(self):
+        '''Return the text as lines of a token and its relevance, for files and for programs that read them.
+
+        Returns
+        -------
+        str
+            Of each token a line, with a tab before the relevance by each method.
+        '''
+        maps = [to_array(item) for item in self._maps.values()]
+        names = ['\t'.join(['token', *self._maps])] if any(self._maps) else []
+        rows = ('\t'.join([visible(token), *(f'{array[index]:.6g}' for array in maps)])
+                for index, token in enumerate(self.tokens))
+        return '\n'.join([*names, *rows])
 
     def ansi(self):
         '''Return the text with the escape codes that colour it in a terminal with 24 bit colours.
@@ -110,9 +134,9 @@ class Text:
         str
         '''
         lines = [self.title] if self.title else []
-        for name, _, colours in self._colours():
-            label = _label(name, self.captions)
-            lines += [label] if label else []
+        for name, _, colours, limit in self._colours():
+            blocks = ''.join(_escaped(' ', colour) for colour in colorize([-1., -.5, 0., .5, 1.], 1., self.cmap))
+            lines.append(f'{_label(name, self.captions)}  {-limit:.3g} {blocks} {limit:.3g}'.strip())
             lines.append(''.join(map(_escaped, self.tokens, colours)))
         return '\n'.join(lines)
 
@@ -132,7 +156,8 @@ class Text:
         heading = wrapped(self.title, width, 10)
         columns = max(int((width - 2. * _MARGIN) / _CELL), 8)
         lines = _lines(self.tokens, columns)
-        methods = [(_label(name, self.captions), colours) for name, _, colours in self._colours()]
+        methods = [(_label(name, self.captions, f'full colour at {limit:.3g}'), colours)
+                   for name, _, colours, limit in self._colours()]
         heights = [len(lines) + bool(label) + .5 for label, _ in methods]
         above = .1 + .2 * len(heading.splitlines())
         height = above + _LINE * sum(heights)
@@ -151,12 +176,16 @@ class Text:
 _CELL, _LINE, _MARGIN = .07, .23, .1
 
 
-def _label(name, captions):
-    return ', '.join(part for part in (name, captions.get(name, '')) if part)
+def _label(name, captions, *more):
+    return ', '.join(part for part in (name, captions.get(name, ''), *more) if part)
+
+
+def _hex(colour):
+    return '#' + ''.join(f'{round(255 * part):02x}' for part in colour)
 
 
 def _span(token, value, colour):
-    background = '#' + ''.join(f'{round(255 * part):02x}' for part in colour)
+    background = _hex(colour)
     text = 'fff' if is_dark(colour) else '000'
     shown = escape(visible(token)) or '&#8203;'
     return (f'<span title="{value:.4g}" style="background:{background};color:#{text};padding:.15em 0;'
