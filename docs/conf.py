@@ -25,6 +25,8 @@ extensions = [
 exclude_patterns = ['_build', 'tables']
 
 html_theme = 'sphinx_rtd_theme'
+html_static_path = ['static']
+html_css_files = ['tables.css']
 html_title = f'zennit-attn {release}'
 pygments_style = 'sphinx'
 
@@ -59,7 +61,9 @@ def copy_notebooks():
     shutil.rmtree(copies, ignore_errors=True)
     copies.mkdir()
     for path in sorted(NOTEBOOKS.glob('*.ipynb')):
-        shutil.copy2(path, copies)
+        # In the repository a notebook finds the docs beside its own folder, and here it is in them.
+        text = path.read_text(encoding='utf-8').replace('](../docs/', '](../')
+        (copies / path.name).write_text(text, encoding='utf-8')
 
 
 def name_footnotes(app, what, name, obj, options, lines):

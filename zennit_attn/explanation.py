@@ -59,7 +59,14 @@ class Explanation:
         Returns
         -------
         :py:class:`~zennit_attn.conservation.Audit`
+
+        Raises
+        ------
+        ValueError
+            If it was loaded from a file.
         '''
+        if self._audit is None:
+            raise ValueError('an explanation from a file has no model to audit: explain again')
         return self._audit()
 
     def tokens(self):
@@ -152,7 +159,7 @@ class Explanation:
         Parameters
         ----------
         path: str or :py:class:`pathlib.Path`
-            A file for ``torch.load`` (``.pt``), a page (``.html``), or a picture (``.png``, ``.pdf``, ``.svg``).
+            A file for :py:meth:`load` (``.pt``), a page (``.html``), or a picture (``.png``, ``.pdf``, ``.svg``).
         kwargs: optional
             For pages and pictures, as for :py:meth:`show`.
 
@@ -163,8 +170,8 @@ class Explanation:
         '''
         path = Path(path)
         if path.suffix == '.pt':
-            torch.save({'relevance': self.relevance, 'output': self.output, 'target': self.target, 'note': self.note},
-                       path)
+            torch.save({'relevance': self.relevance, 'output': self.output, 'target': self.target, 'note': self.note,
+                        'probability': self.probability, 'inputs': self._inputs}, path)
         elif path.suffix == '.html':
             self.to_html(path, **kwargs)
         elif path.suffix in ('.png', '.pdf', '.svg'):
@@ -172,6 +179,21 @@ class Explanation:
             (shown if hasattr(shown, 'savefig') else shown.figure()).savefig(path)
         else:
             raise ValueError(f'{path.name} has to end in .pt, .html, .png, .pdf or .svg')
+
+    @classmethod
+    def load(cls, path):
+        '''Read what :py:meth:`save` has written to a ``.pt`` file. It can be shown, but has no model to audit.
+
+        Parameters
+        ----------
+        path: str or :py:class:`pathlib.Path`
+
+        Returns
+        -------
+        :py:class:`Explanation`
+        '''
+        found = torch.load(path, weights_only=True)
+        return cls(_inputs=found.pop('inputs', {}), **found)
 
     def to_html(self, path=None, **kwargs):
         '''Return the explanation as HTML, or write it as a page of its own, which needs nothing else.

@@ -220,6 +220,42 @@ def log_probability(index=None, position=None):
     return Seed('log_probability', lambda logits: _picked(logits, index) - logits.logsumexp(1), position)
 
 
+def similarity_to(vector, pool=None):
+    r'''The cosine of the embedding of each sample and a given vector, :math:`\sum_i a_i b_i / (|a| |b|)`, as of two
+    texts that go through one encoder one after the other.
+
+    Parameters
+    ----------
+    vector: :py:class:`torch.Tensor`
+        Of shape [features], or one for each sample, of shape [batch, features].
+    pool: callable, optional
+        Takes what the model returns, and returns an embedding for each sample, of shape [batch, features]. Default is
+        the ``pooler_output`` or the tensor of such a shape that it returns.
+
+    Returns
+    -------
+    callable
+
+    Raises
+    ------
+    ValueError
+        If there is no embedding of such a shape.
+    '''
+    def pooled(output):
+        part = output.get('pooler_output') if isinstance(output, dict) else getattr(output, 'pooler_output', None)
+        return answer(output) if part is None else part
+
+    def similarity_to(output):
+        found = (pool or pooled)(output)
+        if not isinstance(found, torch.Tensor) or found.ndim != 2 or found.shape[1] != vector.shape[-1]:
+            shape = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+            raise ValueError(f'the embedding is {shape}, and the vector has {vector.shape[-1]} features; pass pool, '
+                             'e.g. pool=lambda output: output.last_hidden_state.mean(1)')
+        other = vector.detach() / vector.detach().norm(dim=-1, keepdim=True)
+        return (found / found.norm(dim=-1, keepdim=True) * other).sum(-1)
+    return similarity_to
+
+
 def similarity(one='image_embeds', other='text_embeds'):
     r'''The cosine of two embeddings that a model returns, :math:`\sum_i a_i b_i / (|a| |b|)`, of sample by sample.
 

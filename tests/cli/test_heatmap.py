@@ -104,6 +104,7 @@ def test_a_model_of_the_demo_is_explained_and_knows_its_classes(capsys, folder, 
     code, printed, complaint = run(capsys, 'heatmap', f'demo:{name}', '--image', 'sample.png', '--target', seen)
     assert (code, complaint) == (0, '')
     assert f'target   {seen} (' in printed
+    assert float(re.search(r'probability (\S+)', printed)[1]) > .5
     assert run(capsys, 'heatmap', f'demo:{name}', '--image', 'sample.png')[1].count(f'target   {seen} (') == 1
 
 

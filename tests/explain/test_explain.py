@@ -8,7 +8,7 @@ from torch import nn
 from zennit.attribution import Gradient
 
 from helpers import Snapshot, assert_closed, assert_restored, equal_maps
-from zennit_attn import AttnLRP, Difference, Relevance, TokenGradient, audit, explain, seeds
+from zennit_attn import AttnLRP, Difference, Explanation, Relevance, TokenGradient, audit, explain, seeds
 from zennit_attn.composites import CPLRP, AttnLRPGamma, AttnTaylor
 from zennit_attn.errors import ChangedForward, NoRelevance
 from zennit_attn.heatmap import Text, token_texts
@@ -550,3 +550,42 @@ def test_what_is_recommended_goes_by_the_kind_of_the_model(cls, input, tokenizer
     if cls is Continues and tokenizer is not None:  # what is said is a token
         assert found.target == [f"' {index}'" for index in other.target]
     assert_closed(found.audit())
+
+
+# ---- results in files ------------------------------------------------------------------------------------------------
+
+def test_what_was_saved_is_loaded_and_shown(tmp_path):
+    explanation = explain(made(Tokens), ENCODED, 2, tokenizer=Words(['[CLS]', *'abcdefghij']))
+    explanation.save(tmp_path / 'saved.pt')
+    loaded = Explanation.load(tmp_path / 'saved.pt')
+    assert torch.equal(loaded.relevance['input_ids'], explanation.relevance['input_ids'])
+    assert torch.equal(loaded.probability, explanation.probability)
+    assert loaded.title() == explanation.title()
+    assert [token.strip() for token in loaded.show().tokens] == ['1', '4', '2', '9']
+    assert 'class="' not in loaded.to_html(tmp_path / 'page.html')
+    assert (tmp_path / 'page.html').read_text().startswith('<!DOCTYPE html>')
+    with pytest.raises(ValueError, match='no model to audit: explain again'):
+        loaded.audit()
+
+
+def test_the_similarity_to_a_vector():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.out = nn.Embedding(11, 6), nn.Linear(6, 5)
+
+        def forward(self, ids):
+            states = self.out(self.words(ids))
+            return {'last_hidden_state': states, 'pooler_output': states[:, 0]}
+    model = made(Encoder)
+    vector = model(IDS[1:])['pooler_output'][0].detach()
+    explanation = explain(model, IDS, seeds.similarity_to(vector))
+    expected = torch.cosine_similarity(model(IDS)['pooler_output'], vector[None]).detach()
+    assert torch.allclose(explanation.output, expected)
+    assert float(explanation.output[1]) == pytest.approx(1.)
+    assert explanation.target == ['similarity_to'] * 2
+    assert_closed(explanation.audit())
+    mean = explain(model, IDS, seeds.similarity_to(vector, lambda output: output['last_hidden_state'].mean(1)))
+    assert mean.relevance.flatten(1).any(1).all()
+    with pytest.raises(ValueError, match=r'the embedding is \[2, 4, 5\].*pass pool'):
+        explain(model, IDS, seeds.similarity_to(vector, lambda output: output['last_hidden_state']))

@@ -9,6 +9,7 @@ from ..attribution import call_model
 from ..canonizers import AttentionCanonizer
 from ..composites import AttentionComposite, Difference
 from ..conservation import audit
+from ..conservation.ledger import TOLERANCES
 from ..explanation import explain
 from ..recommendation import recommended
 from ..sources import resolve
@@ -16,8 +17,6 @@ from ..trees import rebuilt
 from . import inputs, targets
 from .models import Loaded, load
 from .usage import UsageError, blaming
-
-_TOLERANCES = {'float64': 1e-6, 'float32': 1e-3}
 
 
 @dataclass
@@ -95,10 +94,23 @@ class Case:
         return targets.describe(self.places, self.loaded.labels, self.against)
 
     @property
+    def probability(self):
+        '''The probability of the target of a sample that is alone, in words, if a softmax would make one; or nothing.'''
+        kind = getattr(getattr(self.loaded.model, 'config', None), 'problem_type', None)
+        has_classes = self.output.ndim in (2, 3) and self.output.shape[-1] > 1
+        if self.places is None or len(self.places) > 1 or self.against is not None or not has_classes or (
+                kind in ('regression', 'multi_label_classification')):
+            return ''
+        *before, index = self.places[0]
+        row = self.output[(0, *before)].double()
+        is_made = bool((row >= 0.).all()) and abs(float(row.sum()) - 1.) < 1e-3  # by a softmax of the model
+        return f', probability {float(row[index] if is_made else row.softmax(0)[index]):.2g}'
+
+    @property
     def tolerance(self):
         '''The largest share of the output that may be unaccounted.'''
         given = self.options.tolerance
-        return _TOLERANCES.get(self.options.dtype, .1) if given is None else given
+        return TOLERANCES.get(getattr(torch, self.options.dtype), .1) if given is None else given
 
     def _arguments(self):
         select = targets.select(self.options.part)
@@ -144,10 +156,7 @@ class Case:
 
     def is_open(self, ledger):
         '''Whether more than the tolerance is unaccounted, or there is nothing of which it could be.'''
-        if not ledger.output.any():
-            return True
-        closed = ledger.unaccounted.abs() <= self.tolerance * ledger.output.abs()
-        return not bool(closed.all())
+        return not ledger.is_closed(self.tolerance)
 
 
 def name_of(composite):
@@ -166,7 +175,7 @@ def heading(case, options):
     count = sum(parameter.numel() for parameter in model.parameters())
     lines = [f'model    {options.model} ({type(model).__name__}, {count:,} parameters)',
              f'weights  {case.loaded.weights}', f'input    {inputs.shapes(case.input)}',
-             f'target   {case.target} of output {"x".join(map(str, case.output.shape))}']
+             f'target   {case.target} of output {"x".join(map(str, case.output.shape))}{case.probability}']
     if not targets.relevance_of(case.places)(case.output).any():
         lines.append('         which is 0: there is no relevance')
     if case.embedding is not None:

@@ -1,10 +1,13 @@
 '''The ledger of an explanation, and its text.'''
 from dataclasses import dataclass, field
+from html import escape
 
 import torch
 
 #: The share of relevance that has to reach the input, or the ledger says where it went.
 DRAINED = .05
+#: What rounding may leave unaccounted of the output's relevance.
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
 @dataclass
@@ -61,6 +64,8 @@ class Audit:
         each with its module, function, reason and line.
     loops: list of :py:class:`~zennit_attn.conservation.loops.Loop`
         Recurrences that are written out as loops, or in chunks, whose map depends on how.
+    precision: :py:class:`torch.dtype`
+        The type in which the output was computed.
     '''
     output: torch.Tensor
     input: torch.Tensor
@@ -68,6 +73,7 @@ class Audit:
     operators: list
     accepted: list = field(default_factory=list)
     loops: list = field(default_factory=list)
+    precision: torch.dtype = torch.float64
 
     @property
     def unaccounted(self):
@@ -78,6 +84,55 @@ class Audit:
     def share(self):
         ''':py:class:`torch.Tensor` of shape [batch]: the share of the output's relevance that is found at the input.'''
         return self.input / self.output
+
+    @property
+    def tolerance(self):
+        '''float: the share of the output's relevance that rounding may leave unaccounted: 1e-6 in float64, 1e-3 in
+        float32, else .1.'''
+        return TOLERANCES.get(self.precision, .1)
+
+    @property
+    def closed(self):
+        '''bool: whether no more than :py:attr:`tolerance` is unaccounted, in every sample.'''
+        return self.is_closed()
+
+    def is_closed(self, tolerance=None):
+        '''Whether all relevance is accounted for, in every sample.
+
+        Parameters
+        ----------
+        tolerance: float, optional
+            The share of the output's relevance that may be unaccounted. Default is :py:attr:`tolerance`.
+
+        Returns
+        -------
+        bool
+            False also if no relevance entered, of which there could be a share.
+        '''
+        tolerance = self.tolerance if tolerance is None else tolerance
+        return bool(self.output.any()) and bool((self.unaccounted.abs() <= tolerance * self.output.abs()).all())
+
+    def to_dict(self):
+        '''Return the ledger as lists, numbers and strings, e.g. for JSON.
+
+        Returns
+        -------
+        dict
+            With the keys ``output``, ``input`` and ``unaccounted``, a number for each sample; ``closed``; ``sinks``,
+            each a dict of its attributes; and ``operators``, the same.
+        '''
+        return {
+            'output': self.output.tolist(), 'input': self.input.tolist(), 'unaccounted': self.unaccounted.tolist(),
+            'closed': self.closed,
+            'sinks': [{**vars(sink), 'relevance': sink.relevance.tolist()} for sink in self.sinks],
+            'operators': [dict(vars(operation)) for operation in self.operators],
+        }
+
+    def _repr_html_(self):
+        notes = ''.join(f'<p style="white-space:pre-wrap">{escape(note)}</p>' for note in self.notes())
+        cells = (''.join(f'<td style="text-align:{"left" if place < 3 else "right"}">{escape(cell)}</td>'
+                         for place, cell in enumerate(row)) for row in self._rows())
+        return f'{notes}<table>{"".join(f"<tr>{row}</tr>" for row in cells)}</table>'
 
     def drained(self, least=DRAINED):
         '''Say where relevance went if little of it reaches the input, in which case a closed ledger says little.
@@ -138,13 +193,16 @@ class Audit:
         -------
         str
         '''
+        header, *rows = self._rows()
+        return _table(header, rows)
+
+    def _rows(self):
         rows = [('', 'output', '', self.output), ('', 'input', '', self.input)]
         rows += [(sink.module, sink.operator, f'{sink.kind}: {sink.name}' if sink.name else sink.kind, sink.relevance)
                  for sink in self.sinks]
         header = ('module', 'operator', 'sink', *_sample_names(self.output))
         lines = [(*row[:3], *_samples(row[3])) for row in rows]
-        last = ('', 'unaccounted', '', *_samples(self.unaccounted))
-        return _table(header, [*lines, last])
+        return [header, *lines, ('', 'unaccounted', '', *_samples(self.unaccounted))]
 
     def operator_table(self):
         '''Return a table of the operators that ran: what was rewritten into what.

@@ -71,7 +71,7 @@ def audit(model, composite, input, attr_output=None, embedding=None, select=None
         plain.check(output)
     found = torch.stack(found).cpu() if found else _per_sample(relevance)
     return Audit(_per_sample(relevance), found, recorder.sinks(len(relevance)), recorder.operations(),
-                 recorder.functions_accepted, recorder.loops.found())
+                 recorder.functions_accepted, recorder.loops.found(), output.dtype)
 
 
 def _sources(model, input):
