@@ -381,6 +381,7 @@ class _Question:
         return said if isinstance(said, torch.Tensor) else self._asked(part)
 
     def __call__(self, output):
+        self.gates = []
         part = self.part(output)
         said = seeds.answer(part)
         if self.of_every_end:

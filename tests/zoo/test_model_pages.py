@@ -1,4 +1,5 @@
 '''The pages by kind of model: their code runs as it stands there, on models of the same kinds.'''
+import re
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -14,7 +15,7 @@ PAGES = Path(__file__).parents[2] / 'docs' / 'models'
 
 def pictures():
     '''The script that draws the pictures.'''
-    spec = spec_from_file_location('model_pictures', PAGES / 'pictures.py')
+    spec = spec_from_file_location('model_pictures', PAGES.parent / 'pictures.py')
     module = sys.modules[spec.name] = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -48,6 +49,13 @@ def test_the_code_of_a_page_runs_and_its_ledger_closes(kind, tmp_path, monkeypat
         assert_closed(each, 2e-3)  # in float32, of small and random outputs
     assert {path.name for path in tmp_path.glob('*.png')} == {
         path.name for path in PAGES.glob('*.png') if f'({path.name})' in (PAGES / f'{kind}.md').read_text()}
+
+
+def test_the_pictures_of_the_page_on_heatmaps_are_there():
+    page = PAGES.parent / 'how-to' / 'heatmaps.md'
+    shown = re.findall(r'!\[[^]]*\]\(([\w-]+\.png)\)', page.read_text())
+    assert len(shown) > 3
+    assert all(f"savefig('{name}')" in page.read_text() for name in shown)
 
 
 def test_training_trains():

