@@ -295,7 +295,7 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
     if any(module.training for module in model.modules()):
         raise ValueError(f'{type(model).__name__} is in training mode, in which dropout and batch norm change what it '
                          'says; call model.eval() first')
-    inputs = encoded(inputs, tokenizer, processor)
+    inputs = encoded(inputs, tokenizer, processor, model)
     sources = resolve(model, inputs, wrt)
     composite = composite_of(composite, model, sources, tokenizer)
     question = _Question(model, target, select, inputs)

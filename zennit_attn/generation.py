@@ -190,7 +190,7 @@ def explain_generation(model, inputs, max_new_tokens=20, answer=None, composite=
     '''
     if any(module.training for module in model.modules()):
         raise ValueError(f'{type(model).__name__} is in training mode; call model.eval() first')
-    inputs = encoded(inputs, tokenizer)
+    inputs = encoded(inputs, tokenizer, model=model)
     prompt = dict(inputs) if isinstance(inputs, Mapping) else {_main(model, inputs): inputs}
     encodes = bool(getattr(getattr(model, 'config', None), 'is_encoder_decoder', False))
     begins = 'decoder_input_ids' if encodes else 'input_ids'

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 import torch
 
 from .pictures import upright
+from .sources import takes
 
 
-def encoded(inputs, tokenizer=None, processor=None):
+def encoded(inputs, tokenizer=None, processor=None, model=None):
     '''Return the arguments of a model for what a person would give it.
 
     Parameters
@@ -19,6 +20,8 @@ def encoded(inputs, tokenizer=None, processor=None):
     processor: optional
         An image processor of ``transformers``, or a function that makes a tensor of shape [channels, height, width] of
         a picture, as transforms of torchvision and ``timm`` are.
+    model: :py:class:`torch.nn.Module`, optional
+        The model. What a tokenizer makes of a text beside the ids, but the model has no word for, is left out.
 
     Returns
     -------
@@ -35,10 +38,11 @@ def encoded(inputs, tokenizer=None, processor=None):
     several = isinstance(inputs, list) and len(inputs) > 0
     first = inputs[0] if several else inputs
     if isinstance(first, str):
-        return _texts(inputs, tokenizer)
+        return _taken(_texts(inputs, tokenizer), model)
     if several and isinstance(first, Mapping) and 'role' in first:
         _need(tokenizer, 'a chat', 'tokenizer')
-        return tokenizer.apply_chat_template(inputs, add_generation_prompt=True, return_tensors='pt', return_dict=True)
+        return _taken(tokenizer.apply_chat_template(
+            inputs, add_generation_prompt=True, return_tensors='pt', return_dict=True), model)
     if hasattr(first, 'getexif'):
         _need(processor, 'a picture', 'processor')
         return _pictures([upright(picture) for picture in (inputs if several else [inputs])], processor)
@@ -56,6 +60,12 @@ def _texts(inputs, tokenizer):
     if not all(text.strip() for text in texts):
         raise ValueError('a text is empty: there is nothing to explain')
     return tokenizer(texts, return_tensors='pt', **({'padding': True} if len(texts) > 1 else {}))
+
+
+def _taken(given, model):
+    if model is None or not takes(model, 'input_ids'):
+        return given
+    return {name: value for name, value in given.items() if takes(model, name)}
 
 
 def _pictures(pictures, processor):

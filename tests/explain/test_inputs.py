@@ -73,6 +73,16 @@ def test_a_text_is_what_its_tokenizer_makes_of_it():
     assert torch.allclose(several.relevance['input_ids'][:1, :2], alone, atol=1e-12)
 
 
+def test_what_a_model_has_no_word_for_is_left_out():
+    class Typed(Letters):
+        def __call__(self, *args, **options):
+            found = super().__call__(*args, **options)
+            return {**found, 'special_tokens_mask': found['attention_mask']}
+    model = made(Tokens)
+    one, other = (explain(model, 'bead', 1, tokenizer=tokenizer()) for tokenizer in (Typed, Letters))
+    assert torch.equal(one.relevance['input_ids'], other.relevance['input_ids'])
+
+
 def test_a_chat_goes_through_the_template():
     model, tokenizer = made(Tokens), Letters()
     chat = [{'role': 'user', 'content': 'be'}, {'role': 'assistant', 'content': 'ad'}]

@@ -23,10 +23,11 @@ FLOORS = {
     '': 7, 'demo': 7, 'testing': 7, 'explanation': 7, 'generation': 7,
     'conservation': 6, 'heatmap': 6, 'evaluation': 6, 'recommendation': 6,
     'composites': 5, 'attribution': 5, 'references': 5,
+    'inputs': 5,
     'canonizers': 4, 'rules': 4, 'plain': 4, 'sources': 4, 'seeds': 4,
     'engine': 3,
     'propagation': 2, 'layers': 2,
-    'operators': 1, 'attention': 1, 'inputs': 1,
+    'operators': 1, 'attention': 1,
     'pictures': 0, 'kernels': 0, 'trees': 0, 'errors': 0, 'observer': 0,
 }
 PUBLIC = '''
