@@ -88,7 +88,7 @@ class Generation:
         from .heatmap import sequence_figure
         name = self._named(name)
         rows = self.relevance[name][sample]
-        source = self.texts(self._inputs[name][sample]) if source is None else list(source)
+        source = self.tokens(name, sample) if source is None else list(source)
         answer = self.texts(self.ids[sample]) if answer is None else list(answer)
         if rows.shape != (len(answer), len(source)):
             raise ValueError(f'there are {len(answer)} tokens of the answer and {len(source)} that the model was '
@@ -114,7 +114,23 @@ class Generation:
         from .heatmap import Text
         name = self._named(name)
         said = ''.join(self.texts(self.ids[sample, start:stop])).strip()
-        return Text(self.texts(self._inputs[name][sample]), self.span(start, stop)[name][sample], f'answer: {said}')
+        return Text(self.tokens(name, sample), self.span(start, stop)[name][sample], f'answer: {said}')
+
+    def tokens(self, name=None, sample=0):
+        '''Return the texts of the tokens that the model was given.
+
+        Parameters
+        ----------
+        name: str, optional
+            Which of several things that are explained. Default is the first that is made of tokens.
+        sample: int, optional
+            Which sample.
+
+        Returns
+        -------
+        list of str
+        '''
+        return self.texts(self._inputs[self._named(name)][sample])
 
     def texts(self, ids):
         '''Return the texts of tokens, or their ids if no tokenizer was given.

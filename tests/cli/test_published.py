@@ -10,6 +10,7 @@ from PIL import Image
 
 from zennit_attn.cli.inputs import pixels as pixels_of
 from zennit_attn.cli.models import load
+from zennit_attn.errors import UnsupportedOperator
 from zennit_attn.heatmap import Row
 
 from .helpers import refused, run
@@ -121,3 +122,14 @@ def test_images_go_through_the_processor_of_the_model(capsys, folder, saved, mon
     given = pixels_of('fits.png', loaded, argparse.Namespace(size=None, grey=False, normalize=None))[0]
     mean, std = (torch.tensor(values)[:, None, None] for values in ([.1, .2, .3], [.4, .5, .6]))
     assert torch.allclose(given[0].double(), (seen['image'] - mean) / std, atol=1e-5)
+
+
+@pytest.mark.zoo
+@pytest.mark.filterwarnings('ignore')
+def test_an_answer_of_what_is_not_supported_is_refused_as_such(capsys, saved, monkeypatch):
+    def refuses(*_, **__):
+        raise UnsupportedOperator('no rule is known')
+    monkeypatch.setattr('zennit_attn.cli.heatmap.explain_generation', refuses)
+    command = ['heatmap', 'transformers:gpt', '--text', 'what a', '--generate', '2']
+    capsys.readouterr()
+    assert refused(capsys, *command, code=1) == 'no rule is known'

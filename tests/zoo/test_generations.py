@@ -134,6 +134,7 @@ def test_the_audit_is_that_of_the_whole_answer_and_a_text_shows_it():
     # The norms of the model round to float32, and the three logits nearly cancel.
     assert (ledger.unaccounted.abs() <= 1e-6 * generation.output.abs().sum(1)).all()
     text = generation.text(1)
+    assert generation.tokens() == generation.texts(torch.cat([IDS, IDS[:, :3]], 1)[0])
     assert text.title == f'answer: {int(IDS[0, 1])}\n {int(IDS[0, 2])}'
     assert torch.equal(text.relevance, generation.span(1)['input_ids'][0])
     assert generation._repr_html_() == generation.text().html()

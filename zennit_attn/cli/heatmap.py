@@ -266,7 +266,7 @@ class _Answer(_Words):
         '''Write a page or a matrix, or show the answer on stdout.'''
         first = next(iter(found.values()))
         names = [name for name, rows in first.relevance.items() if rows.ndim == 3]
-        tokens = [token for name in names for token in first.texts(first._inputs[name][0])]
+        tokens = [token for name in names for token in first.tokens(name)]
         answer = first.texts(first.ids[0])
         maps = {name: torch.cat([each.relevance[key][0] for key in names], -1) for name, each in found.items()}
         shared = not self.options.own_scale

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
+from ..errors import AttributionError
+
 
 class UsageError(Exception):
     '''A path, shape, target, checkpoint or option that does not fit. The command ends with 2.'''
@@ -20,10 +22,10 @@ def unknown_name(kind, name, names):
 
 @contextmanager
 def blaming(what):
-    '''Turn whatever goes wrong in code or files of the user into an error of one line.'''
+    '''Turn whatever goes wrong in code or files of the user into an error of one line; refusals stay as they are.'''
     try:
         yield
-    except UsageError:
+    except (UsageError, AttributionError):
         raise
     except Exception as error:
         raise UsageError(f'{what}: {type(error).__name__}: {first_line(error)}') from error
