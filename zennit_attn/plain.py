@@ -8,6 +8,7 @@ from copy import deepcopy
 
 import torch
 
+from .engine.uncompiled import uncompiled
 from .errors import ChangedForward
 from .trees import gathered, rebuilt, tensors_of
 
@@ -68,7 +69,8 @@ class PlainForward:
         for tensor in tensors_of(input):
             if self.carries and torch.is_grad_enabled() and tensor.is_floating_point():
                 tensor.requires_grad_()
-        with restored(self.model):
+        # Of what was compiled the original runs in a context, and is compared.
+        with uncompiled(), restored(self.model):
             if other_draws:
                 _draw()
             return gathered(self.call(input).detach())

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 import torch
 
+from .engine.uncompiled import uncompiled
 from .errors import NoRelevance
 from .plain import restored
 from .trees import items_of, tensors_of, with_items
@@ -146,13 +147,21 @@ def _named(model, input):
 
 def takes(model, name):
     '''Whether the forward of a model has a parameter of a name.'''
-    return name in inspect.signature(type(model).forward).parameters
+    return any(name == each.name for each in _signature(model))
 
 
 def _parameters(model):
     '''The names of the positional parameters of a model's forward.'''
-    parameters = inspect.signature(type(model).forward).parameters.values()
-    return [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)][1:]
+    return [each.name for each in _signature(model)
+            if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)][1:]
+
+
+def _signature(model):
+    model = getattr(model, '_orig_mod', model)  # of torch.compile
+    try:
+        return list(inspect.signature(type(model).forward).parameters.values())
+    except (TypeError, ValueError, AttributeError):  # of TorchScript
+        return []
 
 
 def _by_default(found):
@@ -219,6 +228,7 @@ def _embeddings(model, input, integers, needed):
             if isinstance(module, torch.nn.Embedding):
                 stack.callback(module.register_forward_hook(watch).remove)
         stack.enter_context(restored(model))
+        stack.enter_context(uncompiled())
         stack.enter_context(torch.no_grad())
         call(model, as_given(input))
     missing = [name for name in integers if name not in found]

@@ -14,7 +14,7 @@ from versions import TORCH
 from zennit_attn.composites import CPLRP
 from zennit_attn.conservation import audit
 
-from .helpers import Around, Model, check, close, data, every_composite, expected, explain_call, fresh, refused
+from .helpers import Around, check, close, data, every_composite, expected, explain_call, fresh, refused
 
 
 @pytest.mark.parametrize('make', [CPLRP, stock])
@@ -125,15 +125,39 @@ def test_threads_inside(make, part, word):
     refused(lambda: relevance_of(model, data(), make), word, model=model)
 
 
-@pytest.mark.parametrize('make', [CPLRP, stock])
+def in_place(model):
+    model.compile(backend='eager')
+    return model
+
+
+def inside(model):
+    model.attn = torch.compile(model.attn, backend='eager')
+    return model
+
+
+def decorated(model):
+    class Compiled(type(model)):
+        forward = torch.compile(type(model).forward, backend='eager')
+    model.__class__ = Compiled
+    return model
+
+
+COMPILED = {'wrapped': lambda model: torch.compile(model, backend='eager'), 'in place': in_place, 'inside': inside,
+            'decorated': decorated}
+
+
+@every_composite
+@pytest.mark.parametrize('how', COMPILED)
 @pytest.mark.filterwarnings('ignore:The .grad attribute')
-def test_compiled(make):
-    model = fresh()
-    class Compiled(Model):
-        forward = torch.compile(Model.forward, backend='eager')
-    for each in (torch.compile(model, backend='eager'), fresh(Compiled)):
-        refused(lambda each=each: relevance_of(each, data(), make), 'compiled', 'original module', model=model)
-    check(torch.compile(model, backend='eager')._orig_mod, make, expected(make))
+def test_compiled(make, how):
+    '''The original runs while a context is open, and the compiled code afterwards.'''
+    model = COMPILED[how](fresh())
+    forwards = [(module, dict(module.__dict__)) for module in model.modules()]
+    check(model, make, expected(make))
+    for module, attributes in forwards:
+        assert module.__dict__.get('_compiled_call_impl') is attributes.get('_compiled_call_impl')
+        assert module.__dict__.get('forward') is attributes.get('forward')
+    assert torch.allclose(model(data()), fresh()(data()))
 
 
 @pytest.mark.parametrize('make', [CPLRP, stock])

@@ -10,7 +10,6 @@ pass inputs and outputs in containers           reality/test_nested.py, test_opa
 compute what is kept under torch.no_grad        reality/test_token_models.py, test_caches
 copy a model outside of contexts                reality/test_runtimes.py, test_copies_in_an_open_context
 use plain tensors and torch.autograd.grad       reality/test_runtimes.py, test_transforms_of_an_open_model
-explain the original of a compiled module       reality/test_runtimes.py, test_compiled
 call a lazy model once                          reality/test_modules.py, test_lazy_and_quantized_modules
 wrap a model that overrides ``__call__``        reality/test_modules.py, test_call_is_overridden
 name an embedding that is called once           tools/test_token_gradient.py, test_embedding_must_be_called_once
@@ -606,13 +605,6 @@ def test_torchscript():
     refused(model, lambda: audit(model, CPLRP(), input, one_hot), 'use the module it was made from')
     model.part = model.inner
     follows(model, input)
-
-
-def test_compiled_in_place():
-    model, input = build(lambda m, a, b: m.inner(a))
-    model.inner.compile(backend='eager')
-    refused(model, lambda: audit(model, CPLRP(), input, one_hot), 'build the model again')
-    follows(*build(lambda m, a, b: m.inner(a)))
 
 
 def test_data_parallel():

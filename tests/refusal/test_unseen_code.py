@@ -1,4 +1,4 @@
-'''Code that cannot be seen: functions of autograd, TorchScript, compiled modules.'''
+'''Code that cannot be seen: functions of autograd, TorchScript.'''
 import pytest
 import torch
 from torch import nn
@@ -43,20 +43,6 @@ def test_torchscript_submodule(entry, compile):
         torch.manual_seed(0)
         model, input = host(compile(Plain()))
     refused(model, lambda: entry(model, input), r'inner\.block\.1', 'TorchScript|jit', 'use the module')
-
-
-@every_entry
-def test_compiled_submodule(entry):
-    model, input = host(torch.compile(Plain(), backend='eager'))
-    refused(model, lambda: entry(model, input), r'inner\.block\.1', 'compile', 'original|_orig_mod|eager|without')
-
-
-def test_compiled_in_place():
-    '''``module.compile()`` leaves the class as it was.'''
-    odd = Plain()
-    odd.compile(backend='eager')
-    model, input = host(odd)
-    refused(model, lambda: explain(model, input), r'inner\.block\.1', 'compile')
 
 
 @torch.jit.script

@@ -14,6 +14,7 @@ from ..trees import tensors_of
 from .families import FAMILIES
 from .methods import like_method
 from .module_hooks import ModuleHooks
+from .originals import run_originals
 from .undo import Frozen, put_back, replace_method, restoring, undo_all
 from .visibility import IDLE, check_visible, runs_operators
 
@@ -74,7 +75,7 @@ class AttentionCanonizer(Canonizer):
         ContextError
             If a context is already open on the model or a part of it.
         UnsupportedModule
-            If the model has parts whose code cannot be seen (TorchScript, compiled). All of them are named.
+            If the model has parts whose code cannot be seen (TorchScript, quantized). All of them are named.
         '''
         instance = self.copy()
         instance.register(root_module)
@@ -94,6 +95,7 @@ class AttentionCanonizer(Canonizer):
         check_visible(root_module)
         try:
             if not self._claim(root_module):
+                run_originals(root_module, self._undo)
                 self._freeze(root_module)
                 self._guard(root_module)
                 self._replace_softmax(root_module)

@@ -36,11 +36,6 @@ def check_visible(root_module):
 def _problem_of(module):
     if isinstance(module, torch.jit.ScriptModule):
         return 'is TorchScript, whose code cannot be seen: use the module it was made from'
-    if type(module).__name__ == 'OptimizedModule' or getattr(module, '_compiled_call_impl', None) is not None or (
-            hasattr(type(module).forward, '_torchdynamo_orig_callable')
-            and not getattr(type(module).forward, '_torchdynamo_disable', False)):
-        return ('is compiled, so its code cannot be seen: explain the original module (model._orig_mod for '
-                'torch.compile), or build the model again if it was compiled in place by model.compile()')
     if isinstance(module, torch.nn.DataParallel) and len(module.device_ids) > 1:
         return 'runs copies of its module in threads, where no rule can follow: explain model.module'
     if '.quantized.' in type(module).__module__:
