@@ -17,10 +17,10 @@ from .conservation import audit
 from .errors import NoRelevance
 from .inputs import encoded
 from .pictures import normalization_of
-from .plain import PlainForward
+from .plain import PlainForward, copied
 from .recommendation import continues_texts, recommended
 from .sources import call, resolve
-from .trees import rebuilt
+from .trees import rebuilt, tensors_of
 
 #: The name under which :py:func:`explain` finds a composite by the kind of the model.
 RECOMMENDED = 'recommended'
@@ -298,23 +298,23 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
     inputs = encoded(inputs, tokenizer, processor, model)
     sources = resolve(model, inputs, wrt)
     composite = composite_of(composite, model, sources, tokenizer)
-    question = _Question(model, target, select, inputs)
+    question = _Question(model, target, select, inputs, tokenizer=tokenizer)
     attributor = Relevance(model, composite, sources, select=question, compare=False)
     plain = PlainForward(model, lambda input: question.spoken(call(model, input)), inputs, False)
     if plain.error is not None:
         raise plain.error from None
     try:
         with attributor:
-            output, relevance = attributor(inputs)
+            output, relevance = attributor(copied(inputs))
     except NoRelevance:
         # What is asked for may be made by a gate that is not the last: of several parts of an output, or boxes.
         question.of_every_end = True
         with attributor:
-            output, relevance = attributor(inputs)
+            output, relevance = attributor(copied(inputs))
     if compare:
         plain.check(question.said)
     def measured():
-        again = _Question(model, target, select, inputs, question.of_every_end)
+        again = _Question(model, target, select, inputs, question.of_every_end, tokenizer)
         return audit(model, composite, inputs, select=again, compare=False, wrt=sources)
     return Explanation(
         relevance, output.detach(), question.words(len(output), tokenizer), question.note, question.probability,
@@ -350,13 +350,17 @@ def composite_of(given, model, sources, tokenizer=None):
 
 class _Question:
     '''What is asked of the output: it runs as a part of the model, and sees what the model says.'''
-    def __init__(self, model, target, select, inputs, of_every_end=False):
+    def __init__(self, model, target, select, inputs, of_every_end=False, tokenizer=None):
         self.model, self.select, self.of_every_end = model, select, of_every_end
         self.masks = _masks(model, inputs)
         self.said = self.classes = self.probability = None
-        self.gates = []
+        self.gates, self.names_logits = [], True
         if isinstance(target, str):
-            target = class_index(model, target)
+            target = class_index(model, target, tokenizer)
+        elif isinstance(target, (list, tuple)) and any(isinstance(each, str) for each in target):
+            target = [class_index(model, each, tokenizer) if isinstance(each, str) else each for each in target]
+        elif hasattr(target, '__array__') and not isinstance(target, torch.Tensor):
+            target = torch.as_tensor(target)
         elif target is not None and not callable(target) and (
                 isinstance(target, bool) or not isinstance(target, (int, torch.Tensor, list, tuple))):
             raise TypeError(f'{target!r} is no target: pass the index of a class, its name, indices for the samples, '
@@ -384,16 +388,45 @@ class _Question:
         self.gates = []
         part = self.part(output)
         said = seeds.answer(part)
+        # Of an output of named parts, others than logits are no classes.
+        named = not isinstance(output, (torch.Tensor, tuple, list))
+        self.names_logits = not named or said is seeds.part_named('logits', output)
         if self.of_every_end:
             self.said = said.detach() if isinstance(said, torch.Tensor) else self._asked(part).detach()
-            return self._asked(self.part(rebuilt(output, self._before_gate)))
+            before = {id(tensor): self._before_gate(tensor) for tensor in tensors_of(output)}
+            self._check_linear(output, before)
+            return self._asked(self.part(rebuilt(output, lambda tensor: before[id(tensor)])))
         if isinstance(said, torch.Tensor):
             self.said = said.detach()
             before = self._before_gate(said)
-            part = part if before is said else before
+            if before is not said:
+                self._check_linear(said, {id(said): before})
+                part = before
         asked = self._asked(part)
         self.said = asked.detach() if self.said is None else self.said
         return asked
+
+    def _check_linear(self, output, before):
+        '''Refuse a function of what gates have made that is another function of what enters them.'''
+        if not self.gates or not callable(self.target) or isinstance(self.target, seeds.Seed):
+            return
+
+        def asked(*factors):
+            def mixed(tensor):
+                entered = before[id(tensor)].detach()
+                if entered is tensor or not entered.is_floating_point():
+                    return tensor.detach()
+                return sum(factor * entered.roll(place) for place, factor in enumerate(factors))
+            with torch.no_grad():
+                return self._asked(self.part(rebuilt(output, mixed)))
+        one, other, both = asked(1., 0.), asked(0., 1.), asked(2., -3.)
+        largest = max(float(each.abs().max()) for each in (one, other, both))
+        # What is no number, as the logarithm of a negative one, is not linear either.
+        if not bool(((both - 2. * one + 3. * other).abs() <= 1e-3 * largest).all()):
+            raise NoRelevance(
+                f'what is asked is not linear in what {self.gates[0]} makes, so that it can not be asked of what '
+                'enters it; ask for one of the numbers, or take a composite that carries relevance through gates: '
+                'attn_taylor or difference')
 
     def _before_gate(self, tensor):
         '''What enters the gate of which a tensor is the result, or the tensor itself.'''
@@ -435,7 +468,9 @@ class _Question:
     def _probability(self, logits, chosen):
         '''What a softmax makes of the logit of a class, for models that have classes of which one is true.'''
         kind = getattr(getattr(self.model, 'config', None), 'problem_type', None)
-        if logits.shape[1] < 2 or 'sigmoid' in self.note or kind in ('regression', 'multi_label_classification'):
+        gates = [gate for gate in self.gates if not gate.startswith('softmax')]
+        if logits.shape[1] < 2 or gates or not self.names_logits or kind in (
+                'regression', 'multi_label_classification'):
             return None
         return (chosen.float() - logits.float().logsumexp(1)).exp()
 
@@ -470,14 +505,16 @@ def _masks(model, inputs):
     return [mask] if isinstance(mask, torch.Tensor) and mask.ndim == 2 else []
 
 
-def class_index(model, name):
-    '''Return the index of a class that the model's ``config`` has a name for.
+def class_index(model, name, tokenizer=None):
+    '''Return the index of a class that the model's ``config`` has a name for, or of a token of a language model.
 
     Parameters
     ----------
     model: :py:class:`torch.nn.Module`
     name: str
-        The name, in large or small letters.
+        The name, in large or small letters, or the text of the token.
+    tokenizer: optional
+        That of a language model.
 
     Returns
     -------
@@ -492,6 +529,11 @@ def class_index(model, name):
     found = [index for index, label in labels.items() if label.lower() == name.lower()]
     if len(found) == 1:
         return found[0]
+    if tokenizer is not None and continues_texts(model):
+        ids = tokenizer(name, add_special_tokens=False)['input_ids']
+        if len(ids) == 1:
+            return int(ids[0])
+        raise ValueError(f'target {name!r} is {len(ids)} tokens, and not one')
     there = f'it has {", ".join(list(labels.values())[:8])}' if labels else 'its config names none; pass an index'
     raise ValueError(f'{type(model).__name__} has no class {name!r}; {there}')
 

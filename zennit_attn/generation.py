@@ -8,7 +8,7 @@ from . import seeds
 from .attribution import call_model, plain_forward
 from .conservation import audit
 from .explanation import composite_of
-from .inputs import encoded
+from .inputs import encoded, positions
 from .sources import resolve, takes
 
 
@@ -163,7 +163,7 @@ class Generation:
 
 
 def explain_generation(model, inputs, max_new_tokens=20, answer=None, composite='cp_lrp', contrast=False,
-                       tokenizer=None, **options):
+                       tokenizer=None, processor=None, **options):
     '''Explain each token of what a language model answers.
 
     The answer is given to the model as a whole, so that one forward is enough for all its tokens; each has a backward
@@ -183,7 +183,7 @@ def explain_generation(model, inputs, max_new_tokens=20, answer=None, composite=
     answer: :py:class:`torch.Tensor` or str, optional
         Token ids of an answer of shape [batch, answer], or with a `tokenizer` its text for a single prompt, in place of
         one that the model generates.
-    composite, tokenizer: optional
+    composite, tokenizer, processor: optional
         As for :py:func:`~zennit_attn.explanation.explain`.
     contrast: bool, optional
         Whether each token is explained against the one with the largest logit of all others.
@@ -206,7 +206,7 @@ def explain_generation(model, inputs, max_new_tokens=20, answer=None, composite=
     '''
     if any(module.training for module in model.modules()):
         raise ValueError(f'{type(model).__name__} is in training mode; call model.eval() first')
-    inputs = encoded(inputs, tokenizer, model=model)
+    inputs = encoded(inputs, tokenizer, processor, model)
     prompt = dict(inputs) if isinstance(inputs, Mapping) else {_main(model, inputs): inputs}
     encodes = bool(getattr(getattr(model, 'config', None), 'is_encoder_decoder', False))
     begins = 'decoder_input_ids' if encodes else 'input_ids'
@@ -218,20 +218,22 @@ def explain_generation(model, inputs, max_new_tokens=20, answer=None, composite=
         start, answer = _generated(model, prompt, encodes, max_new_tokens, options)
     else:
         start, answer = prompt.get(begins), _ids_of(answer, tokenizer)
-        if start is None and encodes:
+        if start is None:
             start = decoder_start(model, answer)
     batch = len(next(value for value in prompt.values() if isinstance(value, torch.Tensor)))
     if answer.ndim != 2 or not answer.numel() or len(answer) != batch:
         raise ValueError(f'the answer has shape {tuple(answer.shape)}, and needs [batch, answer] for a prompt of '
                          f'{batch} sample{"s" * (batch > 1)}')
     given = {**prompt, begins: torch.cat([start, answer[:, :-1] if encodes else answer], 1)}
-    if not encodes:
+    if not encodes and 'input_ids' in prompt:
         _continue_masks(model, given, prompt, answer)
-    first, count = start.shape[1] - 1, answer.shape[1]
+    # From the end, as what a model sees may stand before the tokens.
+    count = answer.shape[1]
+    said = slice(-count, None) if encodes else slice(-count - 1, -1)
     probability = []
 
     def select(output):
-        logits = seeds.answer(output)[:, first:first + count]
+        logits = seeds.answer(output)[:, said]
         chosen = logits.gather(2, answer[..., None])[..., 0]
         others = logits.detach().scatter(2, answer[..., None], -torch.inf)
         probability[:] = [(chosen.detach() - logits.detach().logsumexp(2)).exp()]
@@ -256,7 +258,7 @@ def explain_generation(model, inputs, max_new_tokens=20, answer=None, composite=
     plain.check(output)
     return Generation(answer, {name: torch.stack(own, 1) for name, own in rows.items()}, output.detach(),
                       start.shape[1], probability[0].detach(), {name: given[name] for name in rows},
-                      lambda: audit(model, composite, given, select=lambda said: select(said).sum(1), compare=False,
+                      lambda: audit(model, composite, given, select=lambda output: select(output).sum(1), compare=False,
                                     wrt=sources), tokenizer)
 
 
@@ -267,8 +269,14 @@ def _main(model, inputs):
 
 def _ids_of(answer, tokenizer):
     '''The ids of an answer that is a text.'''
-    if not isinstance(answer, str):
+    if isinstance(answer, (list, tuple)) and not any(isinstance(each, str) for each in answer):
+        return torch.as_tensor(answer)
+    if isinstance(answer, list) and len(answer) == 1:
+        answer, = answer
+    if isinstance(answer, torch.Tensor):
         return answer
+    if not isinstance(answer, str):
+        raise TypeError(f'the answer is a {type(answer).__name__}: pass ids of shape [batch, answer], or a text')
     if tokenizer is None:
         raise TypeError('the answer is a text, which the tokenizer makes ids of: pass tokenizer=, that of the model')
     return tokenizer(answer, add_special_tokens=False, return_tensors='pt')['input_ids']
@@ -281,15 +289,15 @@ def _generated(model, prompt, encodes, count, options):
     starts = []
 
     def watch(module, args, kwargs):
-        starts.append(kwargs.get('decoder_input_ids'))
+        starts.append(kwargs.get('decoder_input_ids' if encodes else 'input_ids'))
     # What a decoder starts with, language and task too, is known to the method alone: it is what comes first.
     handle = model.register_forward_pre_hook(watch, with_kwargs=True)
     try:
         with torch.no_grad():
-            ids = model.generate(**prompt, max_new_tokens=count, do_sample=False, **options)
+            ids = model.generate(**prompt, **{'max_new_tokens': count, 'do_sample': False, **options})
     finally:
         handle.remove()
-    if not encodes:
+    if 'input_ids' in prompt and not encodes:
         return prompt['input_ids'], ids[:, prompt['input_ids'].shape[1]:]
     start = next((ids for ids in starts if ids is not None), None)
     start = decoder_start(model, ids) if start is None else start
@@ -312,8 +320,10 @@ def decoder_start(model, like):
     :py:class:`torch.Tensor`
         Ids of shape [batch, 1].
     '''
-    configs = (getattr(model, name, None) for name in ('config', 'generation_config'))
-    starts = (getattr(config, 'decoder_start_token_id', None) for config in configs)
+    encodes = bool(getattr(model.config, 'is_encoder_decoder', False))
+    names = ['decoder_start_token_id', 'bos_token_id'][not encodes:]  # one that does not begins with its first token
+    starts = (getattr(getattr(model, config, None), name, None)
+              for name in names for config in ('config', 'generation_config'))
     return torch.full_like(like[:, :1], next((start for start in starts if start is not None), 0))
 
 
@@ -326,4 +336,4 @@ def _continue_masks(model, given, prompt, answer):
     mask = given.get('attention_mask')
     # Positions count what is no padding, as in generate. Without padding the model knows them best.
     if mask is not None and not mask.all() and 'position_ids' not in given and takes(model, 'position_ids'):
-        given['position_ids'] = (mask.long().cumsum(1) - 1).clamp(min=0)
+        given['position_ids'] = positions(mask)

@@ -1,10 +1,12 @@
 '''Inputs: texts, chats and pictures as the arguments of a model.'''
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
 from .pictures import upright
 from .sources import takes
+from .trees import tensors_of
 
 
 def encoded(inputs, tokenizer=None, processor=None, model=None):
@@ -21,7 +23,8 @@ def encoded(inputs, tokenizer=None, processor=None, model=None):
         An image processor of ``transformers``, or a function that makes a tensor of shape [channels, height, width] of
         a picture, as transforms of torchvision and ``timm`` are.
     model: :py:class:`torch.nn.Module`, optional
-        The model. What a tokenizer makes of a text beside the ids, but the model has no word for, is left out.
+        The model. What a tokenizer makes of a text beside the ids, but the model has no word for, is left out; texts
+        that are padded at the left get positions that do not count it; and pictures its type and number of channels.
 
     Returns
     -------
@@ -37,6 +40,8 @@ def encoded(inputs, tokenizer=None, processor=None, model=None):
     '''
     several = isinstance(inputs, list) and len(inputs) > 0
     first = inputs[0] if several else inputs
+    if isinstance(first, Path) or (isinstance(first, str) and processor is not None and tokenizer is None):
+        raise TypeError(f'{str(first)!r} is a path: pass the picture, PIL.Image.open(path)')
     if isinstance(first, str):
         return _taken(_texts(inputs, tokenizer), model)
     if several and isinstance(first, Mapping) and 'role' in first:
@@ -45,7 +50,11 @@ def encoded(inputs, tokenizer=None, processor=None, model=None):
             inputs, add_generation_prompt=True, return_tensors='pt', return_dict=True), model)
     if hasattr(first, 'getexif'):
         _need(processor, 'a picture', 'processor')
-        return _pictures([upright(picture) for picture in (inputs if several else [inputs])], processor)
+        return _pictures([upright(picture) for picture in (inputs if several else [inputs])], processor, model)
+    if isinstance(inputs, Mapping) and not any(True for _ in tensors_of(dict(inputs))) and any(
+            isinstance(value, list) or hasattr(value, '__array__') for value in inputs.values()):
+        raise TypeError("the input is a mapping of lists or arrays, and not of tensors: pass return_tensors='pt' to "
+                        'the tokenizer or processor')
     if hasattr(first, '__array__') and not isinstance(first, torch.Tensor):
         raise TypeError('the input is an array of NumPy: pass torch.as_tensor(array), in the type of the parameters')
     if isinstance(inputs, list):
@@ -65,14 +74,43 @@ def _texts(inputs, tokenizer):
 def _taken(given, model):
     if model is None or not takes(model, 'input_ids'):
         return given
-    return {name: value for name, value in given.items() if takes(model, name)}
+    given = {name: value for name, value in given.items() if takes(model, name)}
+    mask = given.get('attention_mask')
+    if mask is not None and not mask[:, 0].all() and takes(model, 'position_ids'):
+        given['position_ids'] = positions(mask)
+    return given
 
 
-def _pictures(pictures, processor):
-    pictures = [picture.convert('RGB') if picture.mode not in ('L', 'RGB') else picture for picture in pictures]
+def positions(mask):
+    '''Return the positions of tokens among those that are no padding, as ``generate`` of ``transformers`` counts them.
+
+    Parameters
+    ----------
+    mask: :py:class:`torch.Tensor`
+        0 for padding, of shape [batch, tokens].
+
+    Returns
+    -------
+    :py:class:`torch.Tensor`
+        Of shape [batch, tokens].
+    '''
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def _pictures(pictures, processor, model):
+    parameters = [] if model is None else [each for each in model.parameters() if each.is_floating_point()]
+    first = next((module for module in ([] if model is None else model.modules())
+                  if isinstance(module, torch.nn.Conv2d)), None)
+    is_grey = first is not None and first.in_channels == 1
+    pictures = [picture.convert('L' if is_grey else 'RGB') for picture in pictures]
+
+    def typed(tensor):
+        # Libraries make float32, whatever the model is.
+        return tensor.to(parameters[0].dtype) if parameters and tensor.is_floating_point() else tensor
     if hasattr(getattr(processor, 'image_processor', processor), 'preprocess'):
-        return processor(images=pictures, return_tensors='pt')
-    return torch.stack([torch.as_tensor(processor(picture)) for picture in pictures])
+        given = dict(processor(images=pictures, return_tensors='pt'))
+        return {name: typed(value) if isinstance(value, torch.Tensor) else value for name, value in given.items()}
+    return typed(torch.stack([torch.as_tensor(processor(picture)) for picture in pictures]))
 
 
 def _need(given, what, name):

@@ -69,5 +69,8 @@ class Observer:
         '''Return a function that is told the relevance that went into a rule of a module, and what came out.'''
         return None
 
+    def module_returned(self, module: str, output: Any) -> None:
+        '''A module has returned what is not a tensor that carries relevance.'''
+
     def accepted(self, module: str, function: str, reason: str, line: str) -> None:
         '''A function ran by its plain gradient, because no rule is known for it.'''

@@ -48,7 +48,7 @@ class PlainForward:
     def __init__(self, model, call, input, carries, tolerance=0.):
         self.model, self.call, self.carries, self.tolerance = model, call, carries, tolerance
         _warn_of_dropout(model)
-        self.input = _copied(input)
+        self.input = copied(input)
         self.output = self.error = None
         try:
             with torch.enable_grad():
@@ -65,7 +65,7 @@ class PlainForward:
                 return self._run(other_draws)
 
     def _run(self, other_draws):
-        input = _copied(self.input)
+        input = copied(self.input)
         for tensor in tensors_of(input):
             if self.carries and torch.is_grad_enabled() and tensor.is_floating_point():
                 tensor.requires_grad_()
@@ -137,7 +137,7 @@ def restored(model):
         yield
 
 
-def _copied(tree):
+def copied(tree):
     '''A copy of an input that a forward may write to, such as a cache.'''
     tensors = {id(tensor): tensor.detach().clone() for tensor in tensors_of(tree)}
     try:

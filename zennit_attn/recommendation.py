@@ -37,7 +37,8 @@ def recommended(model, tokenizer=None, tokens=True):
     blank = tokenizer('\n', add_special_tokens=False)['input_ids']
     if not blank:
         return CPLRP()
-    return Difference(reference=blank_tokens(blank[-1], keep_ids=tokenizer.all_special_ids))
+    padding = getattr(tokenizer, 'pad_token_id', None)
+    return Difference(reference=blank_tokens(blank[-1], keep_ids=tokenizer.all_special_ids, padding=padding))
 
 
 def continues_texts(model):

@@ -2,7 +2,7 @@
 import torch
 
 
-def blank_tokens(blank, keep=(0,), keep_ids=()):
+def blank_tokens(blank, keep=(0,), keep_ids=(), padding=None):
     '''Return a reference for token ids: all tokens but those that are no content become a blank one.
 
     A reference has to keep what every input has: the first token of a language model, at which attention rests that
@@ -17,6 +17,9 @@ def blank_tokens(blank, keep=(0,), keep_ids=()):
         Default is the first.
     keep_ids: sequence of int, optional
         The tokens that are kept wherever they stand.
+    padding: int, optional
+        The token of which there may be some at the left. It is kept there, and positions count from the first other
+        one.
 
     Returns
     -------
@@ -36,7 +39,13 @@ def blank_tokens(blank, keep=(0,), keep_ids=()):
         kept = torch.isin(ids, torch.as_tensor(list(keep_ids), dtype=ids.dtype, device=ids.device))
         if isinstance(keep, torch.Tensor) and keep.dtype == torch.bool:
             kept = kept | keep.to(ids.device)
-        else:
+        elif padding is None:
             kept[..., torch.as_tensor(list(keep), dtype=torch.long, device=ids.device)] = True
+        else:
+            pads = (ids == padding).cumprod(-1)
+            starts = pads.sum(-1, keepdim=True)
+            places = torch.as_tensor(list(keep), dtype=torch.long, device=ids.device)
+            places = torch.where(places < 0, ids.shape[-1] + places, (starts + places).clamp(max=ids.shape[-1] - 1))
+            kept = (kept | (pads > 0)).scatter(-1, places, True)
         return torch.where(kept, ids, torch.full_like(ids, blank))
     return reference

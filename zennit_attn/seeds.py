@@ -18,6 +18,21 @@ import torch
 PARTS = ('logits', 'out', 'last_hidden_state', 'sample', 'prediction_logits')
 
 
+def part_named(name, output):
+    '''Return a part of what a model returns by its name, or None.
+
+    Parameters
+    ----------
+    name: str
+    output: object
+
+    Returns
+    -------
+    object
+    '''
+    return output.get(name) if isinstance(output, dict) else getattr(output, name, None)
+
+
 def answer(output):
     '''Return what a model answers: the tensor that it returns, or the likely one of the parts that it returns.
 
@@ -34,7 +49,7 @@ def answer(output):
     if isinstance(output, torch.Tensor):
         return output
     for name in PARTS:
-        part = output.get(name) if isinstance(output, dict) else getattr(output, name, None)
+        part = part_named(name, output)
         if isinstance(part, torch.Tensor):
             return part
     return output[0] if isinstance(output, (tuple, list)) and output else output
@@ -242,7 +257,7 @@ def similarity_to(vector, pool=None):
         If there is no embedding of such a shape.
     '''
     def pooled(output):
-        part = output.get('pooler_output') if isinstance(output, dict) else getattr(output, 'pooler_output', None)
+        part = part_named('pooler_output', output)
         return answer(output) if part is None else part
 
     def similarity_to(output):

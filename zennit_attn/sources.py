@@ -9,7 +9,7 @@ import torch
 
 from .engine.uncompiled import uncompiled
 from .errors import NoRelevance
-from .plain import restored
+from .plain import copied, restored
 from .trees import items_of, tensors_of, with_items
 
 #: Names of arguments that say where to look, or of what sort something is, and not what there is.
@@ -212,6 +212,8 @@ def _is_integer(tensor):
 def _embeddings(model, input, integers, needed):
     '''For arguments of integers, the calls of embeddings that take them: by one forward in which they are watched.'''
     calls, found = {}, {}
+    input = copied(as_given(input))  # which has to be as it was, a cache too
+    integers = {name: tensor for name, (_, tensor) in _named(model, input).items() if name in integers}
 
     def watch(module, args, output):
         number = calls[module] = calls.get(module, -1) + 1
@@ -230,7 +232,7 @@ def _embeddings(model, input, integers, needed):
         stack.enter_context(restored(model))
         stack.enter_context(uncompiled())
         stack.enter_context(torch.no_grad())
-        call(model, as_given(input))
+        call(model, input)
     missing = [name for name in integers if name not in found]
     if missing and (needed or not found):
         raise NoRelevance(f'{missing[0] or "the input"} of {type(model).__name__} holds integers, and no '

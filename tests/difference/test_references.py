@@ -155,3 +155,10 @@ def test_nothing_is_left_behind(function):
     assert seen() is None
     assert not model._forward_hooks
     assert 'forward' not in vars(model)
+
+
+def test_padding_at_the_left_is_kept_and_does_not_count():
+    ids = torch.tensor([[0, 0, 5, 6, 7], [4, 0, 6, 7, 8]])
+    kept = blank_tokens(9, keep=(0, 1), padding=0)(ids)
+    assert kept.tolist() == [[0, 0, 5, 6, 9], [4, 0, 9, 9, 9]]
+    assert blank_tokens(9, keep=(-1,), padding=0)(ids).tolist() == [[0, 0, 9, 9, 7], [9, 9, 9, 9, 8]]

@@ -2,6 +2,7 @@
 from collections import UserDict
 from types import MappingProxyType
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -250,6 +251,61 @@ def test_a_number_that_a_gate_has_made_is_explained_at_what_enters_it(composite)
     assert not explain(model, x, lambda output: output['logits'][:, 0, 1], composite).note
     with pytest.raises(NoRelevance):
         explain(model, x, lambda output: output['gone'], composite)
+
+
+@pytest.mark.parametrize('composite', [CPLRP, AttnLRP])
+@pytest.mark.parametrize('asked', [
+    lambda boxes: boxes[:, 0, 0] * boxes[:, 0, 1], lambda boxes: boxes[:, 0, 0] / boxes[:, 0, 1],
+    lambda boxes: boxes[:, 0].log().sum(1), lambda boxes: 1. - boxes[:, 0, 0], lambda boxes: boxes[:, 0].amax(1)])
+def test_of_what_gates_make_only_linear_functions_are_asked(asked, composite):
+    model, x = made(Boxes), torch.rand(2, 3, 4, dtype=torch.float64)
+    with pytest.raises(NoRelevance, match='not linear in what sigmoid of Boxes makes.*attn_taylor or difference'):
+        explain(model, x, lambda output: asked(output['pred_boxes']), composite)
+    explain(model, x, lambda output: output['pred_boxes'][:, 0, 0] - output['pred_boxes'][:, 1, 0], composite)
+    taylor = explain(model, x, lambda output: asked(output['pred_boxes']), 'attn_taylor')
+    assert torch.allclose(taylor.output, asked(model(x)['pred_boxes']).detach())
+    ends = nn.Sequential(model.body, nn.Linear(6, 3).double(), nn.Softmax(-1)).eval()
+    with pytest.raises(NoRelevance, match='not linear in what softmax'):
+        explain(ends, x[:, 0], lambda output: output[:, 0] * output[:, 1], composite)
+    explain(ends, x[:, 0], lambda output: output[:, 0] - output[:, 1], composite)
+
+
+def test_a_cache_is_left_as_it_was():
+    class Cached(Tokens):
+        def forward(self, input_ids, cache):
+            x = self.words(input_ids)
+            cache.append(x)
+            both = torch.cat(list(cache), 1)
+            return {'logits': self.head(x + self.attention(x, both, both)[0])}
+    model = made(Cached)
+    kept = [model.words(IDS[:, :2]).detach()]
+    explanation = explain(model, {'input_ids': IDS[:, 2:], 'cache': kept}, 2, wrt='input_ids')
+    assert len(kept) == 1
+    x, both = model.words(IDS[:, 2:]), model.words(IDS)
+    expected = model.head(x + model.attention(x, both, both)[0])[:, -1, 2]
+    assert torch.allclose(explanation.output, expected.detach())
+    assert_closed(explanation.audit())
+    assert len(kept) == 1
+    model(IDS[:, 2:], kept)
+    assert len(kept) == 2
+
+
+def test_what_is_no_class_has_no_probability():
+    class Features(nn.Linear):
+        def forward(self, x):
+            return {'last_hidden_state': super().forward(x)}
+    model = Features(2, 3).double().eval()
+    assert explain(model, NUMBERS).probability is None
+    squashed = nn.Sequential(nn.Linear(2, 3), nn.Softplus()).double().eval()
+    assert explain(squashed, NUMBERS).probability is None
+
+
+def test_targets_by_name_for_each_sample_and_numbers_of_numpy():
+    model = made(Tokens)
+    model.config = type('Config', (), {'id2label': {0: 'no', 1: 'yes', 2: 'maybe', 3: 'never'}})()
+    assert explain(model, IDS, ['yes', 'never']).target == ['yes (1)', 'never (3)']
+    assert explain(model, IDS, numpy.int64(2)).target == ['maybe (2)', 'maybe (2)']
+    assert explain(model, IDS, numpy.array([2, 0])).target == ['maybe (2)', 'no (0)']
 
 
 @pytest.mark.parametrize('end', [

@@ -119,6 +119,53 @@ def test_what_makes_the_input_has_to_be_given(inputs, message):
         explain(made(Tokens), inputs)
 
 
+def test_what_a_tokenizer_returns_without_tensors_is_told_with_the_way():
+    with pytest.raises(TypeError, match="pass return_tensors='pt' to the tokenizer"):
+        explain(made(Tokens), {'input_ids': [[1, 2, 3]]})
+
+
+def test_a_path_is_told_to_be_one():
+    with pytest.raises(TypeError, match=r"'cat.jpg' is a path: pass the picture, PIL.Image.open\(path\)"):
+        explain(sees(), 'cat.jpg', processor=Processor())
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGBA', 'P', 'RGB'])
+def test_pictures_of_all_kinds_have_the_channels_and_the_type_of_the_model(mode):
+    def transform(image):
+        return torch.tensor(np.asarray(image)).permute(2, 0, 1) / 255.
+    model = nn.Sequential(nn.Conv2d(3, 2, 2), nn.Flatten(), nn.Linear(18, 3)).double().eval()
+    explanation = explain(model, picture().convert(mode), processor=transform)
+    assert explanation.relevance.dtype == torch.float64
+    assert explanation.relevance.shape == (1, 3, 4, 4)
+    grey = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(18, 3)).double().eval()
+    seen = explain(grey, picture().convert(mode), processor=lambda image: torch.tensor(np.asarray(image))[None] / 255.)
+    assert seen.relevance.shape == (1, 1, 4, 4)
+
+
+def test_texts_padded_at_the_left_are_those_alone():
+    class Positions(Tokens):
+        def __init__(self):
+            super().__init__()
+            self.places = nn.Embedding(9, 8)
+
+        def forward(self, input_ids, attention_mask=None, position_ids=None):
+            places = torch.arange(input_ids.shape[1]) if position_ids is None else position_ids
+            padding = None if attention_mask is None else attention_mask == 0
+            x = self.words(input_ids) + self.places(places)
+            return {'logits': self.head(x + self.attention(x, x, x, key_padding_mask=padding)[0])}
+
+    class Left(Letters):
+        def __call__(self, *args, **options):
+            found = super().__call__(*args, **options)
+            lengths = found['attention_mask'].sum(1).tolist()
+            return {name: torch.stack([row.roll(len(row) - length) for row, length in zip(rows, lengths, strict=True)])
+                    for name, rows in found.items()}
+    model = made(Positions)
+    several, alone = (explain(model, texts, 1, tokenizer=Left()) for texts in (['be', 'bead'], 'be'))
+    assert torch.allclose(several.output[:1], alone.output)
+    assert torch.allclose(several.relevance['input_ids'][:1, 2:], alone.relevance['input_ids'], atol=1e-12)
+
+
 def test_an_empty_text_is_refused():
     with pytest.raises(ValueError, match='a text is empty'):
         explain(made(Tokens), ['be', ' '], tokenizer=Letters())

@@ -30,3 +30,15 @@ def test_constants_are_named_by_the_module_that_made_them():
     names = {(sink.operator, sink.name) for sink in ledger.sinks if sink.kind == 'constant'}
     assert names == {('add', 'places'), ('add', 'kinds.1'), ('cat', 'tensor')}
     assert [len(module._forward_hooks) for module in model.modules()] == hooks
+
+
+def test_the_model_does_not_see_that_it_is_audited():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.inner(x) * (1 + len(self.inner._forward_hooks) + len(self.inner._forward_pre_hooks))
+    model = Counts().double().eval()
+    audit(model, CPLRP(), torch.rand(2, 3, dtype=torch.float64))  # which compares

@@ -208,3 +208,38 @@ def test_what_is_recommended_for_a_decoder_and_its_tokens_as_texts():
     assert torch.equal(generation.relevance['input_ids'], other.relevance['input_ids'])
     labels = generation.show().axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == [f' {int(index)}\\n' for index in IDS[0, :3]]
+
+
+def test_a_model_that_says_what_it_sees_needs_no_words():
+    transformers = pytest.importorskip('transformers', reason='transformers is not installed (see the extra zoo)')
+    model = perturbed(transformers.GitForCausalLM(transformers.GitConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, bos_token_id=1,
+        eos_token_id=2, pad_token_id=0, vision_config={**SMALL, 'image_size': 16, 'patch_size': 4})))
+    generation = explain_generation(model, {'pixel_values': PIXELS}, max_new_tokens=2)
+    assert generation.prompt == 1
+    given = {'pixel_values': PIXELS, 'input_ids': torch.ones(2, 1, dtype=torch.long)}
+    alone = explain(model, given, seeds.logit(generation.ids[:, 0]))
+    assert torch.allclose(generation.output[:, 0], alone.output, rtol=1e-6)
+    assert torch.allclose(generation.relevance['pixel_values'][:, 0], alone.relevance['pixel_values'], atol=1e-9)
+    told = explain_generation(model, {'pixel_values': PIXELS}, answer=generation.ids.tolist())
+    assert torch.allclose(told.relevance['pixel_values'], generation.relevance['pixel_values'], atol=1e-9)
+    with pytest.raises(TypeError, match='the answer is a dict: pass ids'):
+        explain_generation(model, {'pixel_values': PIXELS}, answer={})
+
+
+def test_audit_of_a_model_whose_memory_ends_unused():
+    transformers = pytest.importorskip('transformers', reason='transformers is not installed (see the extra zoo)')
+    model = perturbed(transformers.RwkvForCausalLM(transformers.RwkvConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, attention_hidden_size=16, context_length=64)))
+    assert_closed(explain(model, IDS, 3, Difference(torch.ones_like)).audit(), 1e-6)
+
+
+def test_what_is_recommended_for_a_batch_padded_at_the_left_is_that_for_each():
+    model, *_ = built('language')
+    reference = blank_tokens(3, padding=0)
+    padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), IDS], 1)
+    mask = (torch.arange(8) >= 3).long().expand(2, -1)
+    one = explain_generation(model, {'input_ids': padded, 'attention_mask': mask}, answer=IDS[:, :2],
+                             composite=Difference(reference))
+    other = explain_generation(model, IDS, answer=IDS[:, :2], composite=Difference(reference))
+    assert torch.allclose(one.relevance['input_ids'][:, :, 3:], other.relevance['input_ids'], rtol=1e-3, atol=1e-6)

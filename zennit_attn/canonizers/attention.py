@@ -271,6 +271,8 @@ def _checked(engine, module, call, *args, **kwargs):
         return output
     if engine.running and torch._C._is_torch_function_enabled():
         forward.check_output(module, output)
+        if forward.observed:
+            forward.observer.module_returned(engine.location.name_of(module), output)
     elif not engine.running and not engine.rests and _carries(output):
         raise ContextError(outside_of_forward(engine.location.name_of(module), type(engine.root).__name__))
     return output

@@ -7,8 +7,9 @@ from ..attribution import call_model, flat, output_relevance, plain_forward
 from ..canonizers.attention import engine_of
 from ..composites import as_composite
 from ..errors import NoRelevance
+from ..plain import copied
 from ..sources import resolve
-from ..trees import gathered, substitute, tensors_in
+from ..trees import gathered, tensors_in
 from .ledger import Audit
 from .recorder import recorded
 
@@ -53,7 +54,7 @@ def audit(model, composite, input, attr_output=None, embedding=None, select=None
         If the model's output is not a tensor, or `attr_output` has not its shape.
     '''
     composite = as_composite(composite)
-    input = substitute(dict(input) if isinstance(input, Mapping) else input, lambda tensor: tensor.detach().clone())
+    input = copied(dict(input) if isinstance(input, Mapping) else input)
     if wrt is not None:
         chosen = resolve(model, input, wrt)
         input, arguments = chosen.prepared(input)

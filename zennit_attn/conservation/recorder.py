@@ -2,7 +2,6 @@
 import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -63,7 +62,7 @@ class Recorder(Observer):
         zero = torch.zeros((), dtype=torch.float64, device=output.device)
         return sum((gathered(part.double().sum()) for part in found if part is not None), zero)
 
-    def note_constants(self, name, output):
+    def module_returned(self, name, output):
         '''Note which module made tensors that carry nothing, such as embeddings of positions; the inner one counts.'''
         for tensor in tensors_of(output):
             if tensor.is_floating_point() and not tensor.requires_grad:
@@ -134,19 +133,12 @@ def recorded(model, engine):
     with ExitStack() as stack:
         stack.callback(recorder.loops.forget)
         if engine is not None:
-            for name, module in model.named_modules():
-                if name:
-                    stack.callback(module.register_forward_hook(partial(_note_constants, recorder, name)).remove)
             stack.enter_context(engine.observed_by(recorder))
         else:
             for name, module in model.named_modules():
                 for hook in zennit_hooks(module):
                     _watch_rule(stack, recorder, module, SinkKey(name, type(hook).__name__, 'rule', ''))
         yield recorder
-
-
-def _note_constants(recorder, name, module, args, output):
-    recorder.note_constants(name, output)
 
 
 def _watch_rule(stack, recorder, module, key):
@@ -213,7 +205,11 @@ class _Record(OperatorObserver):
     def _taken_off(self, operand):
         view, value = operand.view_as(operand), self.recorder.engine.forward.contribution(operand).clone()
         key = SinkKey(self.where, self.call.operator.name, *HIDDEN_BIAS)
-        view.register_hook(lambda grad: self.recorder.take(key, -_inner(value, grad)))
+
+        def take(grad):
+            if grad is not None:
+                self.recorder.take(key, -_inner(value, grad))
+        view.register_hook(take)
         return view
 
     def _watch(self, output, absorbed):
