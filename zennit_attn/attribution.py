@@ -251,6 +251,7 @@ class Relevance(Gradient):
         each = iter(found)
         relevance = {name: tuple(next(each) for _ in own) for name, own in leaves.items()}
         relevance = {name: maps[0] if len(maps) == 1 else maps for name, maps in relevance.items()}
+        relevance = {name: maps.transpose(0, 1) if name in sources.turned else maps for name, maps in relevance.items()}
         return output, next(iter(relevance.values())) if sources.alone else relevance
 
     def _plain_forward(self, input, outputs):

@@ -3,6 +3,7 @@ import re
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -14,10 +15,11 @@ from .attribution import Relevance
 from .canonizers.attention import engine_of
 from .composites import as_composite
 from .conservation import audit
+from .engine.uncompiled import uncompiled
 from .errors import NoRelevance
 from .inputs import encoded
 from .pictures import normalization_of
-from .plain import PlainForward, copied
+from .plain import PlainForward, copied, restored
 from .recommendation import continues_texts, recommended
 from .sources import call, resolve
 from .trees import rebuilt, tensors_of
@@ -250,9 +252,9 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
     composite: str, type or :py:class:`zennit.core.Composite`, optional
         A composite of this package or of Zennit: its name (``'attn_lrp'``), its class, or an instance; or
         ``'recommended'``, see :py:func:`~zennit_attn.recommendation.recommended`.
-    select: callable, optional
-        Takes what the model returns and returns the part of which `target` is asked. Default is what the model returns,
-        or its ``logits``.
+    select: callable or str, optional
+        Takes what the model returns and returns the part of which `target` is asked, or its name. Default is what the
+        model returns, or its ``logits``.
     wrt: str, :py:class:`torch.nn.Module`, or list of these, optional
         What is explained (with respect to what): names of arguments, modules or their dotted names. Default is every
         argument that is floating point or goes through an embedding, but masks, positions, types of tokens and labels.
@@ -300,6 +302,7 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
     composite = composite_of(composite, model, sources, tokenizer)
     question = _Question(model, target, select, inputs, tokenizer=tokenizer)
     attributor = Relevance(model, composite, sources, select=question, compare=False)
+    _check_batch(inputs, model)
     plain = PlainForward(model, lambda input: question.spoken(call(model, input)), inputs, False)
     if plain.error is not None:
         raise plain.error from None
@@ -309,8 +312,15 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
     except NoRelevance:
         # What is asked for may be made by a gate that is not the last: of several parts of an output, or boxes.
         question.of_every_end = True
-        with attributor:
-            output, relevance = attributor(copied(inputs))
+        try:
+            with attributor:
+                output, relevance = attributor(copied(inputs))
+        except NoRelevance as error:
+            if not callable(target) or question.gates:
+                raise
+            raise NoRelevance(f'{error}\nif it is a softmax or a gate of what the model returns, ask for what enters '
+                              'it, by seeds.logit or seeds.log_probability, or take a composite that carries relevance '
+                              'through gates: attn_taylor or difference') from None
     if compare:
         plain.check(question.said)
     def measured():
@@ -319,6 +329,16 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
     return Explanation(
         relevance, output.detach(), question.words(len(output), tokenizer), question.note, question.probability,
         sources.given(inputs), measured, tokenizer, processor)
+
+
+def _check_batch(inputs, model):
+    '''Refuse an input that is one sample, of which the numbers would be taken for samples.'''
+    if isinstance(inputs, torch.Tensor) and inputs.ndim == 1 and inputs.is_floating_point():
+        with torch.no_grad(), restored(model), uncompiled():
+            output = seeds.answer(call(model, copied(inputs)))
+        if isinstance(output, torch.Tensor) and output.ndim == 1 and len(output) != len(inputs):
+            raise ValueError(f'the input, of shape {list(inputs.shape)}, has no dimension for the samples: pass '
+                             'input[None]')
 
 
 def composite_of(given, model, sources, tokenizer=None):
@@ -351,7 +371,8 @@ def composite_of(given, model, sources, tokenizer=None):
 class _Question:
     '''What is asked of the output: it runs as a part of the model, and sees what the model says.'''
     def __init__(self, model, target, select, inputs, of_every_end=False, tokenizer=None):
-        self.model, self.select, self.of_every_end = model, select, of_every_end
+        self.model, self.of_every_end = model, of_every_end
+        self.select = partial(_part_of, select) if isinstance(select, str) else select
         self.masks = _masks(model, inputs)
         self.said = self.classes = self.probability = None
         self.gates, self.names_logits = [], True
@@ -494,6 +515,15 @@ def _labels(model):
         return {}
     # A config without names has LABEL_0 and so on, also that of a model that has no classes.
     return {int(index): str(name) for index, name in labels.items() if not re.fullmatch(r'LABEL_\d+', str(name))}
+
+
+def _part_of(name, output):
+    part = seeds.part_named(name, output)
+    if part is None:
+        there = output if isinstance(output, Mapping) else getattr(output, '__dict__', ())
+        raise ValueError(f'the output, a {type(output).__name__}, has no part {name!r}; it has '
+                         f'{", ".join(map(str, there)) or "none with a name"}')
+    return part
 
 
 def _masks(model, inputs):

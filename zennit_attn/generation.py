@@ -254,6 +254,7 @@ def explain_generation(model, inputs, max_new_tokens=20, answer=None, composite=
             found = torch.autograd.grad(output, list(leaves.values()), seed, retain_graph=step + 1 < count,
                                         allow_unused=True, materialize_grads=True)
             for name, relevance in zip(leaves, found, strict=True):
+                relevance = relevance.transpose(0, 1) if name in sources.turned else relevance
                 rows[name].append((relevance.sum(-1) if name in outputs else relevance).detach())
     plain.check(output)
     return Generation(answer, {name: torch.stack(own, 1) for name, own in rows.items()}, output.detach(),

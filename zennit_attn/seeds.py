@@ -284,6 +284,9 @@ def similarity(one='image_embeds', other='text_embeds'):
     callable
     '''
     def part(output, name):
-        found = output[name] if isinstance(output, (dict, tuple, list)) else getattr(output, name)
+        found = output[name] if isinstance(output, (tuple, list)) else part_named(name, output)
+        if not isinstance(found, torch.Tensor):
+            raise ValueError(f'the output, a {type(output).__name__}, has no embedding {name!r}; name its parts, as in '
+                             "seeds.similarity('image_embeds', 'text_embeds')")
         return found / found.norm(dim=-1, keepdim=True)
     return lambda output: (part(output, one) * part(output, other)).sum(-1)

@@ -29,12 +29,15 @@ class Sources:
         Whether there is one source, of which the map is asked for without a name.
     taken: dict, optional
         By name, the keys of arguments of integers that are explained at the output of what takes them.
+    turned: sequence of str, optional
+        Those of which tokens stand before samples where they are taken.
     '''
-    def __init__(self, arguments=None, outputs=None, alone=False, taken=None):
+    def __init__(self, arguments=None, outputs=None, alone=False, taken=None, turned=()):
         self.arguments = dict(arguments or {})
         self.outputs = dict(outputs or {})
         self.alone = alone
         self.taken = dict(taken or {})
+        self.turned = frozenset(turned)
 
     @property
     def names(self):
@@ -109,16 +112,18 @@ def resolve(model, input, wrt=None, outside=nullcontext):
         arguments, integers, outputs = _by_default(found)
     else:
         arguments, integers, outputs = _by_name(model, found, list(entries))
+    turned = ()
     if integers:
         with outside():
-            outputs = {**_embeddings(model, input, integers, needed=wrt is not None), **outputs}
+            embeddings, turned = _embeddings(model, input, integers, needed=wrt is not None)
+            outputs = {**embeddings, **outputs}
     if not arguments and not outputs:
         types = ', '.join(f'{name or "the input"}: {tensor.dtype}' for name, (_, tensor) in found.items())
         raise NoRelevance(f'nothing in the input of {type(model).__name__} can be explained ({types or "no tensors"}); '
                           'name what is, by wrt: an argument, or a module from whose output to explain')
     alone = len(arguments) + len(outputs) == 1 and (isinstance(wrt, (str, torch.nn.Module)) or (
         wrt is None and isinstance(input, torch.Tensor)))
-    return Sources(arguments, outputs, alone, {name: found[name][0] for name in integers if name in outputs})
+    return Sources(arguments, outputs, alone, {name: found[name][0] for name in integers if name in outputs}, turned)
 
 
 def as_given(input):
@@ -211,7 +216,7 @@ def _is_integer(tensor):
 
 def _embeddings(model, input, integers, needed):
     '''For arguments of integers, the calls of embeddings that take them: by one forward in which they are watched.'''
-    calls, found = {}, {}
+    calls, found, turned = {}, {}, []
     input = copied(as_given(input))  # which has to be as it was, a cache too
     integers = {name: tensor for name, (_, tensor) in _named(model, input).items() if name in integers}
 
@@ -222,8 +227,14 @@ def _embeddings(model, input, integers, needed):
             return
         for name, tensor in integers.items():
             if name not in found and taken.numel() == tensor.numel() and (
-                    taken.data_ptr() == tensor.data_ptr() or torch.equal(taken.flatten(), tensor.flatten())):
+                    _is_same(taken, tensor) or torch.equal(taken.flatten(), tensor.flatten())):
                 found[name] = module, number
+                if taken.ndim == tensor.ndim == 2 and taken.shape == tensor.shape[::-1] != tensor.shape:
+                    turned.append(name)
+                return
+            if name not in found and taken.ndim == tensor.ndim == 2 and torch.equal(taken.mT, tensor):
+                found[name] = module, number
+                turned.append(name)
                 return
     with ExitStack() as stack:
         for module in model.modules():
@@ -237,7 +248,11 @@ def _embeddings(model, input, integers, needed):
     if missing and (needed or not found):
         raise NoRelevance(f'{missing[0] or "the input"} of {type(model).__name__} holds integers, and no '
                           'torch.nn.Embedding takes it; name the module from whose output to explain, by wrt')
-    return {name: found[name] for name in integers if name in found}
+    return {name: found[name] for name in integers if name in found}, turned
+
+
+def _is_same(taken, tensor):
+    return taken.data_ptr() == tensor.data_ptr() and (taken.shape, taken.stride()) == (tensor.shape, tensor.stride())
 
 
 def call(model, input):

@@ -308,6 +308,45 @@ def test_targets_by_name_for_each_sample_and_numbers_of_numpy():
     assert explain(model, IDS, numpy.array([2, 0])).target == ['maybe (2)', 'no (0)']
 
 
+@pytest.mark.parametrize('count', [1, 2, 4])
+def test_ids_that_a_model_turns_are_turned_back(count):
+    class Turns(Tokens):
+        def forward(self, input_ids):
+            x = self.words(input_ids.mT).transpose(0, 1)
+            return {'logits': self.head(x + self.attention(x, x, x)[0])}
+    ids = torch.cat([IDS, IDS.flip(1)])[:count]
+    turned, straight = explain(made(Turns), {'input_ids': ids}, 2), explain(made(Tokens), {'input_ids': ids}, 2)
+    assert torch.allclose(turned.relevance['input_ids'], straight.relevance['input_ids'], atol=1e-12)
+    assert torch.allclose(turned.tokens()['input_ids'], straight.tokens()['input_ids'], atol=1e-12)
+    assert len(turned.show().tokens) == 4
+    assert_closed(turned.audit())
+
+
+def test_a_part_of_the_output_by_its_name():
+    model, x = made(Boxes), torch.rand(2, 3, 4, dtype=torch.float64)
+    named = explain(model, x, 1, select='logits')
+    assert torch.equal(named.relevance, explain(model, x, 1).relevance)
+    with pytest.raises(ValueError, match="no part 'scores'; it has pred_boxes, logits, gone"):
+        explain(model, x, 1, select='scores')
+    with pytest.raises(ValueError, match="no embedding 'text_embeds'; name its parts"):
+        explain(model, x, seeds.similarity('logits'))
+
+
+def test_a_sample_without_a_batch_is_told():
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4)).double().eval()
+    with pytest.raises(ValueError, match=r'of shape \[2\], has no dimension for the samples: pass input\[None\]'):
+        explain(model, NUMBERS[0])
+    explain(model, NUMBERS[0][None])
+
+
+def test_a_gate_that_is_asked_for_outside_of_the_model_is_told_with_the_way():
+    model = nn.Linear(2, 3).double().eval()
+    with pytest.raises(NoRelevance, match=r'by seeds.logit or seeds.log_probability, or take a composite that carries'):
+        explain(model, NUMBERS, lambda output: output.log_softmax(-1)[:, 1].exp())
+    explain(model, NUMBERS, seeds.log_probability(1))
+    assert explain(model, NUMBERS, lambda output: output.softmax(-1)[:, 1], 'attn_taylor').relevance.any()
+
+
 @pytest.mark.parametrize('end', [
     lambda z: z.sigmoid().squeeze(-1), lambda z: z.softmax(1)[:, 0], lambda z: z.softmax(1).unsqueeze(1)[:, 0],
     lambda z: z.mT.softmax(0).mT, lambda z: (z.sigmoid().squeeze(-1), z.softmax(1))], ids=list('abcde'))
