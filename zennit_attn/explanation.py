@@ -323,12 +323,24 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
                               'through gates: attn_taylor or difference') from None
     if compare:
         plain.check(question.said)
+
     def measured():
         again = _Question(model, target, select, inputs, question.of_every_end, tokenizer)
         return audit(model, composite, inputs, select=again, compare=False, wrt=sources)
+    note = ' '.join(filter(None, (question.note, _warning(relevance, output))))
     return Explanation(
-        relevance, output.detach(), question.words(len(output), tokenizer), question.note, question.probability,
+        relevance, output.detach(), question.words(len(output), tokenizer), note, question.probability,
         sources.given(inputs), measured, tokenizer, processor)
+
+
+def _warning(relevance, output):
+    '''What has to be said of a map whose numbers cancel to what is explained.'''
+    total, whole = (sum(float(tensor.detach().abs().sum()) for tensor in tensors_of(tree))
+                    for tree in (relevance, output))
+    if not whole or total <= 1e6 * whole:
+        return ''
+    return ('Relevance is more than a million times what is explained, so that rounding may be most of the map: look '
+            'at the audit, and take another composite, or for Difference a reference that the model could be given.')
 
 
 def _check_batch(inputs, model):

@@ -332,6 +332,18 @@ def test_a_part_of_the_output_by_its_name():
         explain(model, x, seeds.similarity('logits'))
 
 
+def test_a_map_of_rounding_is_told():
+    class Norms(Tokens):
+        def forward(self, input_ids):
+            x = self.words(input_ids)
+            for _ in range(3):  # each multiplies by 1 / sqrt(eps) around the reference 0
+                x = self.head.weight.sum() * x * (x * x).mean(-1, keepdim=True).add(1e-8).rsqrt()
+            return x.sum(-1)[:, 0]
+    model = made(Norms)
+    assert 'rounding may be most of the map' in explain(model, IDS, composite='difference').note
+    assert not explain(model, IDS).note
+
+
 def test_a_sample_without_a_batch_is_told():
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4)).double().eval()
     with pytest.raises(ValueError, match=r'of shape \[2\], has no dimension for the samples: pass input\[None\]'):
