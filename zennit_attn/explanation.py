@@ -241,8 +241,8 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
         The model, in eval mode.
     inputs: :py:class:`torch.Tensor`, tuple, mapping, str, list or :py:class:`PIL.Image.Image`
         Its input of shape [batch, ...], or its positional or its keyword arguments, e.g. what a tokenizer returns. With
-        a `tokenizer`, a text, a list of texts, or a chat, a list of mappings with ``role`` and ``content``; with a
-        `processor`, a picture or a list of these.
+        a `tokenizer`, a text, a list of texts, a pair of texts as a tuple, or a chat, a list of mappings with ``role``
+        and ``content``; with a `processor`, a picture or a list of these.
     target: optional
         What is asked. Default is the class with the largest logit, of the last token where there are logits for each
         (the last one that is no padding, if there is an ``attention_mask``);

@@ -15,8 +15,8 @@ def encoded(inputs, tokenizer=None, processor=None, model=None):
     Parameters
     ----------
     inputs: object
-        A text, a list of texts, a chat, which is a list of mappings with ``role`` and ``content``, a picture or a list
-        of pictures of :py:mod:`PIL`. All else is returned as it is.
+        A text, a list of texts, two texts that belong together as a tuple, a chat, which is a list of mappings with
+        ``role`` and ``content``, a picture or a list of pictures of :py:mod:`PIL`. All else is returned as it is.
     tokenizer: optional
         That of a model of texts, as those of ``transformers``.
     processor: optional
@@ -42,6 +42,9 @@ def encoded(inputs, tokenizer=None, processor=None, model=None):
     first = inputs[0] if several else inputs
     if isinstance(first, Path) or (isinstance(first, str) and processor is not None and tokenizer is None):
         raise TypeError(f'{str(first)!r} is a path: pass the picture, PIL.Image.open(path)')
+    if isinstance(inputs, tuple) and inputs and all(isinstance(each, str) for each in inputs):
+        _need(tokenizer, 'a pair of texts', 'tokenizer')
+        return _taken(tokenizer(*inputs, return_tensors='pt'), model)
     if isinstance(first, str):
         return _taken(_texts(inputs, tokenizer), model)
     if several and isinstance(first, Mapping) and 'role' in first:

@@ -83,6 +83,17 @@ def test_what_a_model_has_no_word_for_is_left_out():
     assert torch.equal(one.relevance['input_ids'], other.relevance['input_ids'])
 
 
+def test_a_pair_of_texts_is_what_the_tokenizer_makes_of_both():
+    class Pairs(Letters):
+        def __call__(self, first, second, return_tensors):
+            return super().__call__([first + second], return_tensors)
+    pair = explain(made(Tokens), ('be', 'ad'), 1, tokenizer=Pairs())
+    alone = explain(made(Tokens), 'bead', 1, tokenizer=Letters())
+    assert torch.equal(pair.relevance['input_ids'], alone.relevance['input_ids'])
+    with pytest.raises(TypeError, match='a pair of texts, which the tokenizer'):
+        explain(made(Tokens), ('be', 'ad'))
+
+
 def test_a_chat_goes_through_the_template():
     model, tokenizer = made(Tokens), Letters()
     chat = [{'role': 'user', 'content': 'be'}, {'role': 'assistant', 'content': 'ad'}]
