@@ -1,11 +1,13 @@
 '''Padding by every kind of mask, and queries that see nothing.'''
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from cases.problems import TOKENS
-from helpers import relevance_of
-from zennit_attn.composites import CPLRP, AttnLRP
+from helpers import assert_closed, relevance_of
+from zennit_attn import explain
+from zennit_attn.composites import CPLRP, AttnLRP, AttnTaylor, Difference
 
 from .helpers import Around, check, close, data, every_composite
 
@@ -66,3 +68,36 @@ def test_blank_rows(make, how):
         close(relevance_of(Around(attend), data(), make), wanted, 1e-5)
     else:
         check(Around(attend), make, wanted)
+
+
+class MaskedRows(nn.Module):
+    '''Attention in which padding looks at nothing, fused or written out, of which all tokens are read.'''
+    def __init__(self, fused):
+        super().__init__()
+        self.qkv, self.head, self.fused = nn.Linear(8, 24), nn.Linear(8, 2), fused
+
+    def forward(self, x, mask):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        if self.fused:
+            return self.head(F.scaled_dot_product_attention(q, k, v, mask).mean(1))
+        return self.head(((q @ k.mT / 8 ** .5 + mask).softmax(-1) @ v).mean(1))
+
+
+@pytest.mark.parametrize('composite', [CPLRP, AttnLRP, AttnTaylor, Difference])
+@pytest.mark.parametrize('low', [torch.finfo(torch.float64).min, torch.finfo(torch.float32).min, -1e30])
+def test_rows_of_which_only_a_mask_is_left(composite, low):
+    '''Rounding times such a number is no relevance; and the two spellings, and both roads, have one map.'''
+    x = torch.randn(2, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, 5, 5, dtype=torch.float64)
+    mask[:, :, 4] = mask[:, 4] = low
+    maps = []
+    for fused in (False, True):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = MaskedRows(fused).double().eval()
+        found = explain(model, {'x': x, 'mask': mask}, 1, composite(), wrt='x')
+        ledger = found.audit()
+        assert_closed(ledger)
+        assert torch.allclose(ledger.input, found.relevance.flatten(1).sum(1), rtol=1e-9)
+        maps.append(found.relevance)
+    assert torch.allclose(*maps, rtol=1e-9, atol=1e-12)

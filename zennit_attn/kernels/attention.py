@@ -97,6 +97,8 @@ def _secant_attention(triple, triple0, mask, causal, grad):
         seen, own = slice(rows.stop if causal else None), grad[..., rows, :]
         scores, weights = zip(*(_map(*both[:2], mask, rows, seen, causal) for both in (triple, triple0)), strict=True)
         mean = logarithmic_mean(*weights, log_ratio_of_softmax(*scores, *weights, -1))
+        if mask is not None:
+            mean.masked_fill_(masked_rows(scores[0], -1) & masked_rows(scores[1], -1), 0.)
         grad_value[..., seen, :] += (weights[0] + weights[1]).mul_(.5).mT @ own
         inner = softmax_gradient(own @ value[..., seen, :].mT, mean, -1)
         grad_query[..., rows, :] = inner @ key[..., seen, :]
@@ -134,6 +136,20 @@ def _blocks_of_rows(grad, columns):
     row = grad.shape[:-2].numel() * columns
     size = max(BLOCK_ROWS, BLOCK.get(grad.device.type, 2 ** 20) // max(1, row))
     return [slice(start, min(start + size, grad.shape[-2])) for start in range(0, grad.shape[-2], size)]
+
+
+#: A score to which such a number was added is that number: nothing is left of it in any precision.
+MASKED = -1e30
+
+
+def masked_rows(scores, dim):
+    '''Mark the rows of which nothing but a mask is left, by infinities or by numbers that are as good as these.
+
+    Their softmax is the same whatever the scores were, so that it has no derivative.
+    '''
+    if not scores.numel():
+        return scores.isneginf().all(dim, keepdim=True)
+    return scores.amax(dim, keepdim=True) <= max(MASKED, torch.finfo(scores.dtype).min / 2)
 
 
 def blank_rows(scores, dim):

@@ -13,6 +13,7 @@ from ..kernels import (
     between_picks,
     log_ratio_of_softmax,
     logarithmic_mean,
+    masked_rows,
     normalization_gradient,
     of_two_factors,
     pulled_back,
@@ -240,6 +241,7 @@ def softmax(call):
     else:
         scores = [sign * tensor.to(output.dtype) for tensor in (call.before[0].detach(), call.reference.args[0])]
         mean = logarithmic_mean(output, reference, log_ratio_of_softmax(*scores, output, reference, dim))
+        mean.masked_fill_(masked_rows(scores[0], dim) & masked_rows(scores[1], dim), 0.)
     dtype = call.args[0].dtype
 
     def gradients(grad):

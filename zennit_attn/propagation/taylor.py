@@ -6,7 +6,7 @@ which the ledger has by formula where there is one.
 import torch
 from torch.nn import functional
 
-from ..kernels import blank_rows
+from ..kernels import masked_rows
 from ..operators import Kind
 from ..trees import substitute
 from .rule import HIDDEN_BIAS, Absorbed, rule
@@ -20,10 +20,20 @@ def softmax_dim(call):
 
 
 def _blanks(call):
-    '''Mark the rows of a softmax that are masked as a whole in the precision it computes in.'''
+    '''Mark the rows of a softmax that are masked as a whole in the precision it computes in.
+
+    Nothing flows through them, and rounding times a number of a mask would be relevance.
+    '''
     scores = call.before[0].detach()
     types = [arg for arg in (*call.args, *call.kwargs.values()) if isinstance(arg, torch.dtype)]
-    return blank_rows(scores.to(types[0]) if types else scores, softmax_dim(call))
+    return masked_rows(scores.to(types[0]) if types else scores, softmax_dim(call))
+
+
+def _blanks_rows(call):
+    '''Whether numbers that are added to the scores of fused attention mask rows as a whole.'''
+    mask = (*call.args, None, None, None, None)[3]
+    added = isinstance(mask, torch.Tensor) and mask.is_floating_point()
+    return added and bool(masked_rows(mask.detach(), -1).any())
 
 
 def _without_blanks(scores, call):
@@ -39,8 +49,9 @@ def _softmax_bias(call, output, place=0):
     '''The hidden bias of a softmax, ``y - J x``. What is masked receives nothing, and counts as 0.'''
     if call.operator.tangent is None:
         return None
-    x, y = call.before[0].detach().double(), output.double().masked_fill(_blanks(call), 0.)
-    tangent = call.operator.tangent(x.masked_fill(x.isneginf(), 0.), y, softmax_dim(call))
+    x, y, blank = call.before[0].detach().double(), output.double(), _blanks(call)
+    y = y.masked_fill(blank & y.isnan(), 0.)
+    tangent = call.operator.tangent(x.masked_fill(blank | x.isneginf(), 0.), y, softmax_dim(call))
     return Absorbed(y - tangent, HIDDEN_BIAS)
 
 
@@ -53,7 +64,7 @@ def taylor_softmax(call):
         return call.run((_without_blanks(call.args[0], call), *call.args[1:]))
     if call.operator.decomposition is None:
         return attention(call)
-    if call.forward.observed or any(_weighs(call, operand) for operand in call.operands):
+    if call.forward.observed or any(_weighs(call, operand) for operand in call.operands) or _blanks_rows(call):
         return decomposed(call, {Kind.SOFTMAX: taylor_softmax})
     operands = [scaled(arg, divisor) if call.carries(arg) else arg
                 for arg, divisor in zip(call.args[:4], _attention_shares(call), strict=False)]
@@ -116,7 +127,7 @@ def taylor(call):
         return multiply(call)
     if kind is Kind.LINEAR and len(call.operands) == 1:
         return linear(call)
-    if kind is Kind.ATTENTION and operator.decomposition is not None and call.forward.observed:
+    if kind is Kind.ATTENTION and operator.decomposition is not None and (call.forward.observed or _blanks_rows(call)):
         return decomposed(call, dict.fromkeys(EXPANDED, taylor))
     return expanded(call)
 
