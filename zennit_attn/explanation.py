@@ -231,6 +231,7 @@ def _picture(figure):
     return f'<img alt="relevance" style="max-width:100%" src="data:image/png;base64,{picture}">'
 
 
+@torch.inference_mode(False)
 def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=None, compare=True, tokenizer=None,
             processor=None):
     '''Explain what a model says of an input.
@@ -297,7 +298,7 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
     if any(module.training for module in model.modules()):
         raise ValueError(f'{type(model).__name__} is in training mode, in which dropout and batch norm change what it '
                          'says; call model.eval() first')
-    inputs = encoded(inputs, tokenizer, processor, model)
+    inputs = copied(encoded(inputs, tokenizer, processor, model))  # also of what was made without gradients
     sources = resolve(model, inputs, wrt)
     composite = composite_of(composite, model, sources, tokenizer)
     question = _Question(model, target, select, inputs, tokenizer=tokenizer)
@@ -324,6 +325,7 @@ def explain(model, inputs, target=None, composite='cp_lrp', select=None, wrt=Non
     if compare:
         plain.check(question.said)
 
+    @torch.inference_mode(False)
     def measured():
         again = _Question(model, target, select, inputs, question.of_every_end, tokenizer)
         return audit(model, composite, inputs, select=again, compare=False, wrt=sources)

@@ -9,6 +9,7 @@ from .attribution import call_model, plain_forward
 from .conservation import audit
 from .explanation import composite_of
 from .inputs import encoded, positions
+from .plain import copied
 from .sources import resolve, takes
 
 
@@ -162,6 +163,7 @@ class Generation:
         return self.text().html()
 
 
+@torch.inference_mode(False)
 def explain_generation(model, inputs, max_new_tokens=20, answer=None, composite='cp_lrp', contrast=False,
                        tokenizer=None, processor=None, **options):
     '''Explain each token of what a language model answers.
@@ -206,7 +208,7 @@ def explain_generation(model, inputs, max_new_tokens=20, answer=None, composite=
     '''
     if any(module.training for module in model.modules()):
         raise ValueError(f'{type(model).__name__} is in training mode; call model.eval() first')
-    inputs = encoded(inputs, tokenizer, processor, model)
+    inputs = copied(encoded(inputs, tokenizer, processor, model))
     prompt = dict(inputs) if isinstance(inputs, Mapping) else {_main(model, inputs): inputs}
     encodes = bool(getattr(getattr(model, 'config', None), 'is_encoder_decoder', False))
     begins = 'decoder_input_ids' if encodes else 'input_ids'

@@ -543,9 +543,15 @@ def test_an_embedding_that_is_not_called_and_those_that_have_its_weight():
     explain(model, IDS, wrt='words')
 
 
-def test_without_gradients_all_the_same():
-    with torch.no_grad():
-        assert explain(made(Tokens), IDS).relevance.any()
+@pytest.mark.parametrize('off', [torch.no_grad, torch.inference_mode])
+def test_without_gradients_all_the_same(off):
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)).double().eval()
+    expected, tokens = explain(model, NUMBERS), made(Tokens)
+    with off():
+        found = explain(model, NUMBERS * 1.)
+        assert torch.equal(found.relevance, expected.relevance)
+        assert_closed(found.audit())
+        assert explain(tokens, IDS).relevance.any()
 
 
 def test_a_forward_that_a_context_changes_is_refused():
