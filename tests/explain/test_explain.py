@@ -361,8 +361,10 @@ def test_a_gate_that_is_asked_for_outside_of_the_model_is_told_with_the_way():
 
 @pytest.mark.parametrize('end', [
     lambda z: z.sigmoid().squeeze(-1), lambda z: z.softmax(1)[:, 0], lambda z: z.softmax(1).unsqueeze(1)[:, 0],
-    lambda z: z.mT.softmax(0).mT, lambda z: (z.sigmoid().squeeze(-1), z.softmax(1))], ids=list('abcde'))
-def test_a_view_of_what_a_gate_has_made_too(end):
+    lambda z: z.mT.softmax(0).mT, lambda z: (z.sigmoid().squeeze(-1), z.softmax(1)), lambda z: z.sigmoid().clone(),
+    lambda z: z.sigmoid().contiguous(), lambda z: nn.functional.dropout(z.sigmoid(), training=False)],
+    ids=list('abcdefgh'))
+def test_a_view_or_a_copy_of_what_a_gate_has_made_too(end):
     class Ends(nn.Linear):
         def forward(self, x):
             return end(super().forward(x))

@@ -169,7 +169,7 @@ class Forward:
             self._ends.append((ref(output), call.operands[0], words))
 
     def entered(self, output: torch.Tensor) -> tuple[torch.Tensor, str] | None:
-        '''Return what enters the softmax or the gate that an output is the result or a view of, and its name.'''
+        '''Return what enters the softmax or the gate of which an output is the result, a view or a copy.'''
         for made, operand, words in reversed(self._ends):
             end = made()
             if end is None or end.shape != operand.shape:
@@ -181,6 +181,8 @@ class Forward:
                 places = torch.arange(end.numel(), device=end.device).as_strided(
                     output.shape, output.stride(), output.storage_offset() - end.storage_offset())
                 return operand.reshape(-1)[places], words
+            if end.shape == output.shape and torch.equal(end.detach().to(output.dtype), output.detach()):
+                return operand.to(output.dtype), words  # a copy, or one of another type
         return None
 
     def note_without_grad(self, call: Call) -> None:
