@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 FLOORS = {
     '__main__': 8, 'cli': 8,
     '': 7, 'demo': 7, 'testing': 7, 'explanation': 7, 'generation': 7,
-    'conservation': 6, 'heatmap': 6, 'evaluation': 6, 'recommendation': 6,
+    'conservation': 6, 'heatmap': 6, 'evaluation': 6, 'recommendation': 6, 'question': 6,
     'composites': 5, 'attribution': 5, 'references': 5,
     'inputs': 5,
     'canonizers': 4, 'rules': 4, 'plain': 4, 'sources': 4, 'seeds': 4,
